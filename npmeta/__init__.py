@@ -1,0 +1,32 @@
+"""npmeta: exact second-order meta-learning in NumPy.
+
+Hand-written passes and Hessian-vector products of multilayer perceptrons, and from them the exact
+meta-gradient of MAML, for batches of tasks on a CPU.
+"""
+
+from npmeta import tasks
+from npmeta.activations import Activation
+from npmeta.algorithms import MAML, MetaGradient, Scores
+from npmeta.losses import Loss
+from npmeta.mlp import MLP
+from npmeta.objective import FunctionObjective, Linearization, Objective, Quadratic, Risk
+from npmeta.tasks import TaskBatch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MAML",
+    "MLP",
+    "Activation",
+    "FunctionObjective",
+    "Linearization",
+    "Loss",
+    "MetaGradient",
+    "Objective",
+    "Quadratic",
+    "Risk",
+    "Scores",
+    "TaskBatch",
+    "__version__",
+    "tasks",
+]

@@ -1,0 +1,72 @@
+"""The boundary: what public functions check once, so that everything inside may trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Array", "DType", "as_features", "as_parameters", "check_finite", "lookup", "unknown_name"]
+
+#: Any floating (or, inside a complex-step check, complex) array, and its dtype.
+Array: TypeAlias = NDArray[Any]
+DType: TypeAlias = np.dtype[Any]
+
+Entry = TypeVar("Entry")
+
+
+def unknown_name(name: object, known: list[str], kind: str) -> ValueError:
+    """The error for a name that is not known, with the nearest one that is."""
+    near = get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return ValueError(f"unknown {kind} {name!r}{hint}; known: {', '.join(known)}")
+
+
+def lookup(name: str, registry: Mapping[str, Entry], kind: str) -> Entry:
+    """``registry[name]``, or a ValueError that names the nearest known entry."""
+    if not isinstance(name, str) or name not in registry:
+        raise unknown_name(name, list(registry), kind)
+    return registry[name]
+
+
+def check_finite(values: Array, name: str) -> None:
+    """Raise ValueError with the first offending index unless every value is finite."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        where = f"[{', '.join(map(str, index))}]" if index else ""
+        raise ValueError(
+            f"{name} must be finite, but {name}{where} is {values[index]} "
+            f"({int((~finite).sum())} of {values.size} values are not finite)"
+        )
+
+
+def as_parameters(theta: ArrayLike, n_params: int, name: str = "theta") -> Array:
+    """A parameter array ``(P,)`` or ``(T, P)`` in the dtype it came in; integers become float64.
+
+    float32, float64 and the complex dtypes (for complex-step checks) pass through unchanged.
+    """
+    array = np.asarray(theta)
+    if array.dtype.kind in "biu":
+        array = array.astype(np.float64)
+    if array.dtype.kind not in "fc" or array.dtype == np.float16:
+        raise ValueError(f"{name} must be float32 or float64, got dtype {array.dtype}")
+    if array.ndim not in (1, 2) or array.shape[-1] != n_params:
+        raise ValueError(f"{name} must have shape ({n_params},) or (T, {n_params}), got {array.shape}")
+    return array
+
+
+def as_features(x: ArrayLike, name: str = "x") -> Array:
+    """A finite numeric array with at least a task and a row axis, ``(T, rows, ...)``."""
+    array = np.asarray(x)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{name} must be numeric, got dtype {array.dtype}")
+    if array.ndim < 2:
+        raise ValueError(f"{name} must have shape (T, rows, ...), got {array.shape}")
+    if 0 in array.shape[:2]:
+        raise ValueError(f"{name} must hold at least one task and one row, got {array.shape}")
+    check_finite(array, name)
+    return array

@@ -1,0 +1,195 @@
+r"""Activation functions with their first two derivatives, by name.
+
+The three travel together because the three passes need them together: the forward pass uses
+:math:`f`, the backward pass :math:`f'`, and the R-operator :math:`f''`.
+
+Everything here is complex-safe: no ``abs``, and branches look at the real part only, so that
+:math:`\operatorname{Im} f(z + ih)/h` is an independent check of :math:`f'`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from npmeta._validation import Array, lookup
+
+__all__ = ["ACTIVATIONS", "Activation", "elu", "get", "leaky_relu"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One activation function.
+
+    Attributes
+    ----------
+    name : str
+        What it is called in configurations.
+    f : callable
+        ``z -> f(z)``, any shape.
+    df : callable
+        ``(z, a) -> f'(z)``, where ``a = f(z)`` is what the forward pass already has.
+    d2f : callable or None
+        ``(z, a) -> f''(z)``; None where f'' is zero away from the kinks, so that the passes can
+        leave the term out.
+    kinks : tuple of float
+        Points at which f' (or, for elu, f'') jumps. At a kink the derivatives take their limit
+        from the left, which for relu is f'(0) = 0.
+    variance_gain : float
+        Gain of the initial weights: W has variance ``variance_gain / n_in``.
+    """
+
+    name: str
+    f: Callable[[Array], Array]
+    df: Callable[[Array, Array], Array]
+    d2f: Callable[[Array, Array], Array] | None
+    kinks: tuple[float, ...] = ()
+    variance_gain: float = 1.0
+
+
+# --- piecewise linear ---------------------------------------------------------------------------
+
+
+def _positive(z: Array) -> Array:
+    """1 where Re z > 0, else 0, in the dtype of z (a float mask multiplies faster than a bool)."""
+    return (z.real > 0).astype(z.dtype)
+
+
+IDENTITY = Activation("identity", lambda z: z, lambda z, a: np.ones_like(z), None)
+
+# He et al. 2015: half the inputs are cut off, so the variance has to double.
+RELU = Activation(
+    "relu", lambda z: np.maximum(z, 0), lambda z, a: _positive(z), None, (0.0,), variance_gain=2.0
+)
+
+
+def leaky_relu(slope: float = 0.01) -> Activation:
+    """z for z > 0, ``slope * z`` elsewhere; f'(0) = slope."""
+    return Activation(
+        "leaky_relu",
+        lambda z: np.where(z.real > 0, z, slope * z),
+        lambda z, a: slope + (1 - slope) * _positive(z),
+        None,
+        (0.0,),
+        variance_gain=2.0 / (1.0 + slope**2),
+    )
+
+
+# --- smooth -------------------------------------------------------------------------------------
+
+
+def elu(alpha: float = 1.0) -> Activation:
+    """z for z > 0, ``alpha (exp(z) - 1)`` elsewhere; f'(0) = f''(0) = alpha, the left limits."""
+
+    def tail(z: Array) -> Array:  # alpha exp(z) on the negative side, never overflowing
+        return alpha * np.exp(np.minimum(z, 0))
+
+    return Activation(
+        "elu",
+        lambda z: np.where(z.real > 0, z, alpha * np.expm1(np.minimum(z, 0))),
+        lambda z, a: np.where(z.real > 0, np.ones_like(z), tail(z)),
+        lambda z, a: np.where(z.real > 0, np.zeros_like(z), tail(z)),
+        (0.0,),
+        variance_gain=2.0,
+    )
+
+
+def _sigmoid(z: Array) -> Array:
+    """1 / (1 + exp(-z)), with the exponential of a negative number only."""
+    e = np.exp(np.where(z.real > 0, -z, z))
+    share: Array = np.where(z.real > 0, np.ones_like(z), e) / (1 + e)
+    return share
+
+
+def _softplus(z: Array) -> Array:
+    """log(1 + exp(z)) = max(z, 0) + log(1 + exp(-|z|))."""
+    return np.maximum(z, 0) + np.log1p(np.exp(np.where(z.real > 0, -z, z)))
+
+
+def _softplus_d2f(z: Array, a: Array) -> Array:
+    s = _sigmoid(z)
+    curvature: Array = s * (1 - s)
+    return curvature
+
+
+def _normal_cdf(z: Array) -> Array:
+    # scipy.special takes longer to import than numpy itself, and only gelu needs it.
+    from scipy.special import ndtr
+
+    cdf: Array = ndtr(z)
+    return cdf
+
+
+def _normal_pdf(z: Array) -> Array:
+    return np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _beyond_which_the_pdf_is_zero(z: Array) -> Array:
+    """z clipped to [-40, 40]: exp(-800) is 0 even in float64, while z² may overflow."""
+    return np.clip(z, -40, 40)
+
+
+def _gelu_df(z: Array, a: Array) -> Array:
+    c = _beyond_which_the_pdf_is_zero(z)
+    slope: Array = _normal_cdf(z) + c * _normal_pdf(c)
+    return slope
+
+
+def _gelu_d2f(z: Array, a: Array) -> Array:
+    c = _beyond_which_the_pdf_is_zero(z)
+    return (2 - c * c) * _normal_pdf(c)
+
+
+def _silu_df(z: Array, a: Array) -> Array:
+    s = _sigmoid(z)
+    slope: Array = s + a * (1 - s)
+    return slope
+
+
+def _silu_d2f(z: Array, a: Array) -> Array:
+    s = _sigmoid(z)
+    curvature: Array = s * (1 - s) * (2 + z * (1 - 2 * s))
+    return curvature
+
+
+TANH = Activation("tanh", np.tanh, lambda z, a: 1 - a * a, lambda z, a: -2 * a * (1 - a * a))
+SIGMOID = Activation(
+    "sigmoid", _sigmoid, lambda z, a: a * (1 - a), lambda z, a: a * (1 - a) * (1 - 2 * a)
+)
+SOFTPLUS = Activation("softplus", _softplus, lambda z, a: _sigmoid(z), _softplus_d2f, variance_gain=2.0)
+GELU = Activation("gelu", lambda z: z * _normal_cdf(z), _gelu_df, _gelu_d2f, variance_gain=2.0)
+SILU = Activation("silu", lambda z: z * _sigmoid(z), _silu_df, _silu_d2f, variance_gain=2.0)
+SIN = Activation("sin", np.sin, lambda z, a: np.cos(z), lambda z, a: -a)
+
+#: Every activation, by the name configurations use.
+ACTIVATIONS: dict[str, Activation] = {
+    activation.name: activation
+    for activation in (
+        IDENTITY,
+        RELU,
+        leaky_relu(),
+        elu(),
+        TANH,
+        SIGMOID,
+        SOFTPLUS,
+        GELU,
+        SILU,
+        SIN,
+    )
+}
+
+
+def get(activation: str | Activation) -> Activation:
+    """The activation of that name; an :class:`Activation` of your own passes through.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown; the message gives the nearest known one.
+    """
+    if isinstance(activation, Activation):
+        return activation
+    return lookup(activation, ACTIVATIONS, "activation")

@@ -1,0 +1,213 @@
+r"""The inner loop and its adjoint.
+
+Adaptation takes S gradient steps on a task's support set,
+
+.. math:: \varphi_0 = \theta, \qquad
+          \varphi_{s+1} = \varphi_s - \alpha_s \circ (\nabla L^S(\varphi_s) + w \varphi_s),
+
+with step sizes α and weight decay w. Its adjoint carries the cotangent
+:math:`\lambda_s = dL^Q/d\varphi_s` back through the same steps, last first:
+
+.. math:: \lambda_S = \nabla L^Q(\varphi_S), \qquad
+          \lambda_s = \lambda_{s+1} - (H_s + w I)(\alpha_s \circ \lambda_{s+1}), \qquad
+          H_s = \nabla^2 L^S(\varphi_s).
+
+λ_0 is the exact second-order meta-gradient of MAML (Finn et al. 2017); stopping at λ_S is its
+first-order approximation. Both loops subtract gradients from blocks (:mod:`npmeta.weights`) and see
+no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from npmeta._validation import Array, DType, check_finite
+from npmeta.objective import Batch, Linearization, Objective
+from npmeta.weights import Block, Scale, flatten
+
+__all__ = ["StepSizes", "Trajectory", "adapt", "inner_step", "pull_back"]
+
+
+class StepSizes:
+    """Inner step sizes for every step and block.
+
+    Parameters
+    ----------
+    values : array_like
+        A number; one per block (layer) ``(L,)``; one per step ``(S, 1)``; one per step and layer
+        ``(S, L)``; one per parameter ``(P,)``; one per step and parameter ``(S, P)``. ``(S,)`` is
+        read as one per step where that cannot be mistaken for another. Zeros freeze.
+    objective : Objective
+        Gives L and P.
+    n_steps : int
+        S, the number of steps the sizes are meant for. Steps beyond S use those of the last.
+    dtype : numpy.dtype
+        That of the parameters.
+
+    Raises
+    ------
+    ValueError
+        If the shape is none of these or could be two of them, or a value is not finite.
+    """
+
+    def __init__(self, values: ArrayLike, objective: Objective, n_steps: int, dtype: DType) -> None:
+        given = np.asarray(values)
+        if given.dtype.kind not in "biuf":
+            raise ValueError(f"inner_lr must be real numbers, got dtype {given.dtype}")
+        check_finite(given, "inner_lr")
+        self._objective = objective
+        self._given_shape = given.shape
+        shape = _grid(given.shape, n_steps, len(objective.block_sizes), objective.n_params)
+        self._values = given.astype(dtype).reshape(shape)
+
+    def __getitem__(self, s: int) -> Sequence[Scale]:
+        """α_s, block by block."""
+        return self._scales(self._row(s))
+
+    def times(self, decay: float, s: int) -> Sequence[Scale | None]:
+        """``decay · α_s``, block by block; None where there is no decay."""
+        if decay == 0:
+            return [None] * len(self._objective.block_sizes)
+        return self._scales(self._row(s) * decay)
+
+    def collect(self, per_parameter: Sequence[Array]) -> Array:
+        """Derivatives for every step and parameter, ``S × (P,)``, added up to the values' shape."""
+        n_rows, n_columns = self._values.shape
+        starts = np.cumsum([0, *self._objective.block_sizes[:-1]])
+        total = np.zeros(self._values.shape, dtype=self._values.dtype)
+        for s, derivative in enumerate(per_parameter):
+            if n_columns == 1:
+                derivative = derivative.sum(keepdims=True)
+            elif n_columns != len(derivative):
+                derivative = np.add.reduceat(derivative, starts)
+            total[min(s, n_rows - 1)] += derivative
+        return total.reshape(self._given_shape)
+
+    def _row(self, s: int) -> Array:
+        row: Array = self._values[min(s, len(self._values) - 1)]
+        return row
+
+    def _scales(self, row: Array) -> Sequence[Scale]:
+        n_blocks = len(self._objective.block_sizes)
+        return self._objective.scales(np.repeat(row, n_blocks) if row.size == 1 else row)
+
+
+def _grid(shape: tuple[int, ...], S: int, L: int, P: int) -> tuple[int, int]:
+    """The (rows, columns) that step sizes of this shape stand for: 1 or S rows; 1, L or P columns."""
+    rows = max(S, 1)
+    if shape == ():
+        return 1, 1
+    if len(shape) == 2 and shape[0] in (1, rows) and shape[1] in (1, L, P):
+        return shape[0], shape[1]
+    readings = set()
+    if len(shape) == 1:
+        readings = {grid for grid in ((1, L), (1, P), (rows, 1)) if shape[0] in grid}
+        readings = {grid for grid in readings if max(grid) == shape[0]}
+    if len(readings) == 1:
+        return readings.pop()
+    expected = (
+        f"a number, ({L},) per layer, ({rows}, 1) per step, ({rows}, {L}) per step and layer, "
+        f"({P},) per parameter, or ({rows}, {P}) per step and parameter"
+    )
+    if readings:
+        choices = " or ".join(str(grid) for grid in sorted(readings))
+        raise ValueError(
+            f"inner_lr of shape {shape} could be one per step or one per layer; write it with shape "
+            f"{choices}"
+        )
+    raise ValueError(f"inner_lr must be {expected}; got shape {shape}")
+
+
+def inner_step(
+    objective: Objective,
+    weights: Sequence[Block],
+    support: Batch,
+    step_sizes: StepSizes,
+    s: int,
+    decay: float = 0.0,
+) -> tuple[Linearization, list[Block]]:
+    """Step s: the support loss linearised at φ_s, and φ_{s+1}."""
+    lin = objective.at(weights, support)
+    blocks = zip(weights, lin.gradient, step_sizes[s], step_sizes.times(decay, s), strict=True)
+    return lin, [W.descend(gradient, scale, shrink) for W, gradient, scale, shrink in blocks]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """φ_0..φ_S, and the support loss linearised at φ_0..φ_{S-1}."""
+
+    weights: Sequence[Sequence[Block]]
+    steps: Sequence[Linearization]
+
+
+def adapt(
+    objective: Objective,
+    weights: Sequence[Block],
+    support: Batch,
+    step_sizes: StepSizes,
+    n_steps: int,
+    decay: float = 0.0,
+) -> Trajectory:
+    """The inner loop, with everything kept that its adjoint needs."""
+    points: list[Sequence[Block]] = [weights]
+    steps = []
+    for s in range(n_steps):
+        lin, point = inner_step(objective, points[-1], support, step_sizes, s, decay)
+        steps.append(lin)
+        points.append(point)
+    return Trajectory(points, steps)
+
+
+def pull_back(
+    path: Trajectory,
+    cotangent: Sequence[Block],
+    step_sizes: StepSizes,
+    decay: float = 0.0,
+    *,
+    first_order: bool = False,
+    with_step_sizes: bool = False,
+) -> tuple[Sequence[Block], Array | None]:
+    """The adjoint of :func:`adapt`.
+
+    Parameters
+    ----------
+    path : Trajectory
+    cotangent : sequence of Block
+        λ_S, the gradient of the query loss at φ_S.
+    step_sizes, decay
+        Those that :func:`adapt` was called with.
+    first_order : bool
+        Take every H_s and w for zero: λ_s = λ_S.
+    with_step_sizes : bool
+        Also return the derivative with respect to the step sizes, the mean over tasks of
+        −λ_{s+1} ∘ (∇L^S(φ_s) + w φ_s), added up over whatever shares a step size.
+
+    Returns
+    -------
+    cotangent : sequence of Block
+        λ_0.
+    step_size_gradient : ndarray or None
+        In the shape of the step sizes.
+    """
+    derivatives: list[Array] = []
+    for s in reversed(range(len(path.steps))):
+        lin = path.steps[s]
+        if with_step_sizes:
+            descent = lin.grad + decay * flatten(path.weights[s]) if decay else lin.grad
+            derivatives.insert(0, -(flatten(cotangent) * descent).mean(0))
+        if first_order:
+            continue
+        direction = [lam.scaled(scale) for lam, scale in zip(cotangent, step_sizes[s], strict=True)]
+        products: Sequence[Any] = lin.product(direction)
+        cotangent = [
+            lam.descend(product, shrink=shrink)
+            for lam, product, shrink in zip(
+                cotangent, products, step_sizes.times(decay, s), strict=True
+            )
+        ]
+    return cotangent, step_sizes.collect(derivatives) if with_step_sizes else None

@@ -1,0 +1,108 @@
+"""What every algorithm returns, and how meta-parameters are passed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from npmeta._validation import Array
+
+__all__ = ["MetaGradient", "MetaParameters", "Scores", "named"]
+
+#: Meta-parameters by name: "theta", and "inner_lr" where step sizes are learned.
+MetaParameters: TypeAlias = Mapping[str, Array]
+
+
+def named(params: ArrayLike | MetaParameters) -> MetaParameters:
+    """Meta-parameters by name; an array alone is theta.
+
+    Raises
+    ------
+    ValueError
+        If a mapping has no "theta".
+    """
+    if not isinstance(params, Mapping):
+        return {"theta": np.asarray(params)}
+    if "theta" not in params:
+        raise ValueError(f"meta-parameters must have a 'theta', got {sorted(params)}")
+    return params
+
+
+@dataclass(frozen=True, eq=False)
+class MetaGradient:
+    """The meta-loss of a batch of tasks and its gradient.
+
+    Attributes
+    ----------
+    loss : float
+        Mean over tasks of the query loss after adaptation.
+    grads : dict of ndarray
+        The gradient of ``loss`` with respect to every meta-parameter that was passed, by its name.
+    task_loss : ndarray, (T,)
+        The query loss of each task after adaptation.
+    hessian : str
+        Where the second derivatives came from: "exact", "supplied", "central difference", or
+        "none" (first order).
+    """
+
+    loss: float
+    grads: dict[str, Array]
+    task_loss: Array
+    hessian: str
+
+    @property
+    def grad(self) -> Array:
+        """The gradient with respect to theta, ``(P,)``."""
+        return self.grads["theta"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Query loss, and accuracy where the loss is one of classes, after 0..S inner steps.
+
+    Attributes
+    ----------
+    loss : ndarray, (T, S + 1)
+    accuracy : ndarray, (T, S + 1), or None
+        Shares between 0 and 1.
+    """
+
+    loss: Array
+    accuracy: Array | None
+
+    def mean(self, of: str = "loss") -> Array:
+        """Mean over tasks after each step, ``(S + 1,)``; ``of`` is "loss" or "accuracy"."""
+        mean: Array = self._of(of).mean(0)
+        return mean
+
+    def interval(self, of: str = "loss") -> Array:
+        """Half-width of the 95% confidence interval of :meth:`mean`, ``(S + 1,)``.
+
+        1.96 standard errors, the normal approximation; NaN for a single task.
+        """
+        values = self._of(of)
+        if len(values) < 2:
+            return np.full(values.shape[1], math.nan)
+        half: Array = 1.96 * values.std(0, ddof=1) / math.sqrt(len(values))
+        return half
+
+    def _of(self, of: str) -> Array:
+        values = {"loss": self.loss, "accuracy": self.accuracy}.get(of)
+        if values is None:
+            raise ValueError(f"there is no {of!r} here; of must be 'loss' or, for classes, 'accuracy'")
+        # Sums of float32 over many tasks lose digits that float64 keeps.
+        return values.astype(np.float64)
+
+    @staticmethod
+    def join(parts: list[Scores]) -> Scores:
+        """The scores of several batches as those of one."""
+        shares = [part.accuracy for part in parts if part.accuracy is not None]
+        return Scores(
+            np.concatenate([part.loss for part in parts]),
+            np.concatenate(shares) if shares else None,
+        )

@@ -1,0 +1,286 @@
+"""Model-agnostic meta-learning (Finn, Abbeel & Levine 2017), with exact second derivatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from npmeta._validation import Array, DType, as_parameters, check_finite
+from npmeta.adaptation import StepSizes, adapt, inner_step, pull_back
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
+from npmeta.losses import Loss
+from npmeta.mlp import MLP, forward
+from npmeta.objective import Batch, Objective, Risk
+from npmeta.weights import Block, flatten
+
+if TYPE_CHECKING:
+    from npmeta.tasks.batch import TaskBatch
+
+__all__ = ["MAML"]
+
+
+@dataclass(frozen=True, eq=False)
+class MAML:
+    r"""Find an initialisation from which a few gradient steps solve a new task.
+
+    .. math:: \min_\theta \; \frac1T \sum_t L^Q_t(\varphi_{t,S}), \qquad
+              \varphi_{t,0} = \theta, \quad
+              \varphi_{t,s+1} = \varphi_{t,s} - \alpha \nabla L^S_t(\varphi_{t,s}).
+
+    Parameters
+    ----------
+    model : MLP or Objective
+        A network, or any objective of your own (which brings its loss with it).
+    loss : str or Loss, optional
+        For a network: a name in :data:`npmeta.losses.LOSSES` or your own. Default "mse".
+    inner_lr : array_like
+        The step size α: a number, or one per layer, per step or per parameter
+        (:class:`~npmeta.adaptation.StepSizes` lists the shapes). Zeros freeze parameters in the
+        inner loop only: all layers but the last is ANIL, the last alone is BOIL.
+    inner_steps : int
+        S, at least 0; 0 is joint training on the query sets.
+    first_order : bool
+        Leave the second derivatives out (FOMAML).
+    inner_weight_decay : float
+        w ≥ 0: the inner loop descends on L^S + (w/2)‖φ‖².
+    learn_inner_lr : bool
+        Have :meth:`init` make ``inner_lr`` a meta-parameter beside theta, in the shape given here.
+
+    Attributes
+    ----------
+    objective : Objective
+        ``Risk(model, loss)``, or the objective that was passed.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range or of a shape that does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, npmeta as nm
+    >>> model = nm.MLP([1, 40, 40, 1], activation="relu")
+    >>> theta = model.init(np.random.default_rng(0))
+    >>> maml = nm.MAML(model, loss="mse", inner_lr=0.01, inner_steps=1)
+    >>> tasks = nm.tasks.Sinusoid(shots=10).sample(seed=0, iteration=0, n_tasks=25)
+    >>> out = maml.meta_gradient(theta, tasks)
+    >>> out.grad.shape, out.task_loss.shape
+    ((1761,), (25,))
+    """
+
+    model: MLP | Objective
+    loss: str | Loss | None = None
+    inner_lr: ArrayLike = 0.01
+    inner_steps: int = 1
+    first_order: bool = False
+    inner_weight_decay: float = 0.0
+    learn_inner_lr: bool = False
+    objective: Objective = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, MLP):
+            objective: Objective = Risk(self.model, "mse" if self.loss is None else self.loss)
+        elif self.loss is not None:
+            raise ValueError("an objective brings its own loss; pass loss only with an MLP")
+        elif not hasattr(self.model, "prepare"):
+            raise ValueError(f"model must be an MLP or an objective, got {type(self.model).__name__}")
+        else:
+            objective = self.model
+        _check_steps(self.inner_steps, "inner_steps")
+        if not (np.isfinite(self.inner_weight_decay) and self.inner_weight_decay >= 0):
+            raise ValueError(
+                f"inner_weight_decay must be finite and at least 0, got {self.inner_weight_decay}"
+            )
+        StepSizes(self.inner_lr, objective, self.inner_steps, np.dtype(np.float64))
+        object.__setattr__(self, "objective", objective)
+
+    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+        """Initial meta-parameters: "theta", and "inner_lr" if it is learned.
+
+        Raises
+        ------
+        ValueError
+            If the model is an objective, which does not say how its parameters begin.
+        """
+        if not isinstance(self.model, MLP):
+            raise ValueError("an objective has no initial parameters; pass your own theta")
+        params = {"theta": self.model.init(rng, dtype)}
+        if self.learn_inner_lr:
+            params["inner_lr"] = np.array(self.inner_lr, dtype=dtype)
+        return params
+
+    def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
+        """The mean query loss after adaptation and its exact gradient.
+
+        Parameters
+        ----------
+        params : array_like (P,), or mapping
+            theta; or "theta" with, optionally, "inner_lr" in any shape that ``inner_lr`` may have.
+        tasks : TaskBatch
+
+        Returns
+        -------
+        MetaGradient
+            ``.loss``, ``.grad (P,)``, ``.task_loss (T,)``; ``.grads`` has a gradient under the name
+            of every meta-parameter that was passed.
+
+        Raises
+        ------
+        ValueError
+            If shapes, labels or dtypes do not fit the model.
+        """
+        theta, alpha = self._meta_parameters(params)
+        support, query = self._prepare(tasks, theta.dtype)
+        learns = "inner_lr" in named(params)
+
+        path = adapt(
+            self.objective,
+            self.objective.hold(theta),
+            support,
+            alpha,
+            self.inner_steps,
+            self.inner_weight_decay,
+        )
+        outer = self.objective.at(path.weights[-1], query)
+        cotangent, alpha_grad = pull_back(
+            path,
+            [gradient.dense() for gradient in outer.gradient],
+            alpha,
+            self.inner_weight_decay,
+            first_order=self.first_order,
+            with_step_sizes=learns,
+        )
+        grads = {"theta": np.concatenate([block.task_mean() for block in cotangent])}
+        if alpha_grad is not None:
+            grads["inner_lr"] = alpha_grad
+        return MetaGradient(
+            float(outer.value.mean()),
+            grads,
+            outer.value,
+            "none" if self.first_order else self.objective.hessian,
+        )
+
+    def adapt(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """Every task's parameters after adaptation.
+
+        Parameters
+        ----------
+        params : array_like (P,), or mapping
+        support_x : array_like, (T, K, n_in)
+        support_y : array_like, (T, K, n_out) or integer labels (T, K)
+        steps : int, optional
+            Inner steps, by default ``inner_steps``.
+
+        Returns
+        -------
+        ndarray, (T, P)
+        """
+        theta, alpha = self._meta_parameters(params)
+        support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
+        point = self._adapted(theta, support, alpha, steps)
+        phi = np.broadcast_to(flatten(point), (len(support[0]), self.objective.n_params))
+        return np.array(phi)
+
+    def predict(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        query_x: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """The adapted networks' outputs on query inputs, ``(T, Q, n_out)``.
+
+        Raises
+        ------
+        ValueError
+            If the model is an objective (adapt, and use its parameters), or shapes do not fit.
+        """
+        if not isinstance(self.model, MLP):
+            raise ValueError("an objective makes no predictions; adapt, and use its parameters")
+        theta, alpha = self._meta_parameters(params)
+        support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
+        x = self.model.features(query_x, theta.dtype, "query_x")
+        if x.ndim != 3 or len(x) != len(support[0]):
+            raise ValueError(
+                f"query_x must have shape ({len(support[0])}, Q, n_in), as many tasks as "
+                f"support_x; got {x.shape}"
+            )
+        point = self._adapted(theta, support, alpha, steps)
+        return forward(point, self.model.activations, x).z[-1]  # type: ignore[arg-type]  # layers
+
+    def evaluate(
+        self,
+        params: ArrayLike | MetaParameters,
+        tasks: TaskBatch,
+        steps: int | None = None,
+    ) -> Scores:
+        """Query loss (and accuracy, for classes) of every task after 0, 1, .., ``steps`` steps.
+
+        Parameters
+        ----------
+        params : array_like (P,), or mapping
+        tasks : TaskBatch
+        steps : int, optional
+            By default ``inner_steps``. Steps beyond those trained for use the last one's step size.
+
+        Returns
+        -------
+        Scores
+            ``.loss (T, steps + 1)`` and ``.accuracy`` of that shape or None.
+        """
+        steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
+        theta, alpha = self._meta_parameters(params)
+        support, query = self._prepare(tasks, theta.dtype)
+        point = self.objective.hold(theta)
+        scored = [self.objective.value(point, query)]
+        for s in range(steps):
+            _, point = inner_step(self.objective, point, support, alpha, s, self.inner_weight_decay)
+            scored.append(self.objective.value(point, query))
+        losses, shares = zip(*scored, strict=True)
+        accuracy = None if shares[0] is None else np.stack(shares, axis=1)
+        return Scores(np.stack(losses, axis=1), accuracy)
+
+    # --- shared by the methods above --------------------------------------------------------------
+
+    def _meta_parameters(self, params: ArrayLike | MetaParameters) -> tuple[Array, StepSizes]:
+        """theta, checked, and the step sizes: learned ones, if there are any, before our own."""
+        params = named(params)
+        unknown = set(params) - {"theta", "inner_lr"}
+        if unknown:
+            raise ValueError(f"MAML has no meta-parameter {sorted(unknown)[0]!r}")
+        theta = as_parameters(params["theta"], self.objective.n_params)
+        if theta.ndim != 1:
+            raise ValueError(f"theta must have shape ({theta.shape[-1]},), got {theta.shape}")
+        check_finite(theta, "theta")
+        inner_lr = params.get("inner_lr", self.inner_lr)
+        return theta, StepSizes(inner_lr, self.objective, self.inner_steps, theta.dtype)
+
+    def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
+        return (
+            self.objective.prepare(tasks.support_x, tasks.support_y, dtype, "support_"),
+            self.objective.prepare(tasks.query_x, tasks.query_y, dtype, "query_"),
+        )
+
+    def _adapted(
+        self, theta: Array, support: Batch, alpha: StepSizes, steps: int | None
+    ) -> list[Block]:
+        point: list[Block] = list(self.objective.hold(theta))
+        for s in range(_check_steps(self.inner_steps if steps is None else steps, "steps")):
+            _, point = inner_step(self.objective, point, support, alpha, s, self.inner_weight_decay)
+        return point
+
+
+def _check_steps(steps: int, name: str) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {steps!r}")
+    return int(steps)

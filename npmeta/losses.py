@@ -1,0 +1,301 @@
+r"""Losses as functions of the network's outputs: value, gradient and Hessian product together.
+
+Every loss is a mean over the rows of a task, so doubling the rows does not change the step size
+that suits it. Calling one, ``loss(o, y)``, gives the three things the passes need:
+
+* the value, ``(T,)``;
+* its gradient :math:`\delta_L = \partial\ell/\partial o`, ``(T, rows, n_L)``;
+* a function :math:`u \mapsto (\partial^2\ell/\partial o^2)\,u` on ``(T, rows, n_L)``.
+
+Losses of *values* (mse, huber, binary_cross_entropy, poisson_nll) compare each output with a number
+and are means over rows **and** outputs. Losses of *classes* (cross_entropy, hinge, squared_hinge)
+compare a row of outputs with one class and are means over rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from npmeta._validation import Array, DType, check_finite, lookup
+
+__all__ = ["LOSSES", "Loss", "LossAt", "accuracy", "get", "huber"]
+
+
+class LossAt(NamedTuple):
+    """A loss at one point: its value, gradient, and the product with its Hessian."""
+
+    value: Array
+    gradient: Array
+    hessian_product: Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss.
+
+    Attributes
+    ----------
+    name : str
+        What it is called in configurations.
+    at : callable
+        ``(o, y) -> LossAt``; ``o`` and ``y`` are ``(T, rows, n_L)``.
+    targets : {"values", "classes", "binary", "counts"}
+        What ``y`` holds: numbers of any size; a distribution over classes in each row (integer
+        labels become one-hot rows in :meth:`prepare`); numbers in [0, 1]; numbers of at least 0.
+    soft : bool
+        Whether rows of ``y`` may be soft labels (only where ``targets`` is "classes").
+    """
+
+    name: str
+    at: Callable[[Array, Array], LossAt]
+    targets: str
+    soft: bool = False
+
+    def __call__(self, o: Array, y: Array) -> LossAt:
+        return self.at(o, y)
+
+    def prepare(self, y: ArrayLike, n_out: int, dtype: DType, name: str = "y") -> Array:
+        """Targets as ``(T, rows, n_out)`` in ``dtype``, checked.
+
+        Parameters
+        ----------
+        y : array_like
+            ``(T, rows, n_out)``; or ``(T, rows)``, which means integer labels in ``0..n_out-1`` for
+            a loss of classes, and one number a row where ``n_out`` is 1.
+        n_out : int
+            Number of outputs of the network.
+        dtype : numpy.dtype
+            That of the parameters.
+        name : str
+            What error messages call ``y``.
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit, a value is not finite, or a label is out of range.
+        """
+        array = np.asarray(y)
+        if array.dtype.kind not in "biufc":
+            raise ValueError(f"{name} must be numeric, got dtype {array.dtype}")
+        if self.targets == "classes" and array.ndim == 2:
+            return _one_hot(array, n_out, dtype, name)
+        if array.ndim == 2 and n_out == 1:
+            array = array[..., None]
+        if array.ndim != 3 or array.shape[-1] != n_out:
+            labels = " or integer labels (T, rows)" if self.targets == "classes" else ""
+            raise ValueError(
+                f"{name} must have shape (T, rows, {n_out}){labels} for {self.name} with {n_out} "
+                f"output{'s' * (n_out != 1)}, got {array.shape}"
+            )
+        check_finite(array, name)
+        self._check_range(array, name)
+        return array.astype(dtype, copy=False)
+
+    def _check_range(self, y: Array, name: str) -> None:
+        low, high = y.real.min(), y.real.max()
+        if self.targets == "binary" and (low < 0 or high > 1):
+            raise ValueError(f"{name} must lie in [0, 1] for {self.name}, got {low} to {high}")
+        if self.targets == "counts" and low < 0:
+            raise ValueError(f"{name} must not be negative for {self.name}, got {low}")
+        if self.targets != "classes":
+            return
+        # Soft labels from float32 arithmetic sum to 1 within about n_out * 1e-7.
+        if low < 0 or np.abs(y.sum(-1) - 1).max() > 1e-4:
+            raise ValueError(
+                f"rows of {name} must be one-hot or soft labels (not negative, summing to 1)"
+            )
+        if not self.soft and not np.isin(y, (0, 1)).all():
+            raise ValueError(f"rows of {name} must be one-hot for {self.name}, got soft labels")
+
+
+def _one_hot(labels: Array, n_out: int, dtype: DType, name: str) -> Array:
+    """Labels ``(T, rows)`` as rows of the identity, ``(T, rows, n_out)``."""
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{name} of shape {labels.shape} must hold integer labels, got {labels.dtype}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= n_out:
+        raise ValueError(
+            f"labels in {name} must lie in 0..{n_out - 1} for a network with {n_out} outputs, "
+            f"got {low if low < 0 else high}"
+        )
+    one_hot: Array = (labels[..., None] == np.arange(n_out)).astype(dtype)
+    return one_hot
+
+
+def accuracy(loss: Loss, o: Array, y: Array) -> Array | None:
+    """Share of the rows a task gets right, ``(T,)``; None where the targets are numbers.
+
+    For a loss of classes the largest output wins (against the largest entry of a soft label); for
+    binary_cross_entropy every output is a decision of its own, o > 0 against y > 1/2.
+    """
+    if loss.targets == "classes":
+        right = o.real.argmax(-1) == y.real.argmax(-1)
+    elif loss.targets == "binary":
+        right = ((o.real > 0) == (y.real > 0.5)).mean(-1)
+    else:
+        return None
+    share: Array = right.mean(-1)
+    return share
+
+
+# --- losses of values: means over rows and outputs -----------------------------------------------
+
+
+def _mean(terms: Array) -> Array:
+    mean: Array = terms.mean(axis=(-2, -1))
+    return mean
+
+
+def _size(o: Array) -> int:
+    return int(o.shape[-2] * o.shape[-1])
+
+
+def _mse(o: Array, y: Array) -> LossAt:
+    """Mean of (o − y)²."""
+    r, n = o - y, _size(o)
+    return LossAt(_mean(r * r), r * (2 / n), lambda u: u * (2 / n))
+
+
+def huber(delta: float = 1.0) -> Loss:
+    """Mean of ½ r² where |r| ≤ δ, of δ (|r| − ½ δ) elsewhere, with r = o − y (Huber 1964).
+
+    The second derivative is 1 within δ (the border included) and 0 beyond.
+    """
+    if not delta > 0:
+        raise ValueError(f"delta must be positive, got {delta}")
+
+    def at(o: Array, y: Array) -> LossAt:
+        r, n = o - y, _size(o)
+        inside = (r.real <= delta) & (r.real >= -delta)
+        clipped = np.where(inside, r, np.where(r.real > 0, delta, -delta)).astype(r.dtype)
+        # clipped · (r − clipped / 2) is ½ r² inside and δ (|r| − ½ δ) outside.
+        return LossAt(
+            _mean(clipped * (r - clipped / 2)), clipped / n, lambda u: np.where(inside, u, 0) / n
+        )
+
+    return Loss("huber", at, "values")
+
+
+def _binary_cross_entropy(o: Array, y: Array) -> LossAt:
+    """Mean of −y log σ(o) − (1 − y) log(1 − σ(o)) = max(o, 0) − o y + log(1 + exp(−|o|))."""
+    n = _size(o)
+    e = np.exp(np.where(o.real > 0, -o, o))
+    p = np.where(o.real > 0, np.ones_like(o), e) / (1 + e)
+    curvature: Array = e / (1 + e) ** 2 / n
+    return LossAt(_mean(np.maximum(o, 0) - o * y + np.log1p(e)), (p - y) / n, lambda u: curvature * u)
+
+
+#: Beyond this log-rate :func:`_poisson_nll` continues exp(o) by its second-order Taylor polynomial.
+MAX_LOG_RATE = 50.0
+
+
+def _poisson_nll(o: Array, y: Array) -> LossAt:
+    """Mean of exp(o) − y o: o is the log of the rate; the constant log y! is left out.
+
+    Above o = 50, far beyond any count, exp(o) is continued by its second-order Taylor polynomial
+    about 50, so that value, gradient and curvature stay continuous, and finite at o = 1e4 in
+    float32.
+    """
+    n = _size(o)
+    c = np.minimum(o, MAX_LOG_RATE)
+    rate, over = np.exp(c), o - c
+    return LossAt(
+        _mean(rate * (1 + over + over * over / 2) - y * o),
+        (rate * (1 + over) - y) / n,
+        lambda u: rate * u / n,
+    )
+
+
+# --- losses of classes: means over rows ----------------------------------------------------------
+
+
+def _cross_entropy(o: Array, y: Array) -> LossAt:
+    """Mean over rows of −Σ_c y_c log p_c, with p = softmax(o) and Σ_c y_c = 1."""
+    rows = o.shape[-2]
+    shifted = o - o.real.max(-1, keepdims=True)
+    e = np.exp(shifted)
+    total = e.sum(-1, keepdims=True)
+    p = e / total
+    value = (np.log(total[..., 0]) - (y * shifted).sum(-1)).mean(-1)
+
+    def hessian_product(u: Array) -> Array:  # (diag(p) − p pᵀ) u
+        pu = p * u
+        product: Array = (pu - p * pu.sum(-1, keepdims=True)) / rows
+        return product
+
+    return LossAt(value, (p - y) / rows, hessian_product)
+
+
+def _margins(o: Array, y: Array) -> tuple[Array, Array]:
+    """m_c = 1 + o_c − o_y for the wrong classes c, 0 for the right one; and where m_c > 0."""
+    m = (1 - y) * (1 + o - (o * y).sum(-1, keepdims=True))
+    return m, (m.real > 0).astype(o.dtype)
+
+
+def _through_margins(g: Array, y: Array) -> Array:
+    """The transpose of u ↦ u_c − u_y (c wrong), applied to g that is zero at the right class."""
+    through: Array = g - y * g.sum(-1, keepdims=True)
+    return through
+
+
+def _hinge(o: Array, y: Array) -> LossAt:
+    """Mean over rows of Σ_{c≠y} max(0, 1 + o_c − o_y) (Weston & Watkins 1999).
+
+    At a margin of exactly 0 the gradient is 0.
+    """
+    rows = o.shape[-2]
+    m, active = _margins(o, y)
+    return LossAt(
+        (m * active).sum(-1).mean(-1),
+        _through_margins(active, y) / rows,
+        lambda u: np.zeros_like(u),
+    )
+
+
+def _squared_hinge(o: Array, y: Array) -> LossAt:
+    """Mean over rows of Σ_{c≠y} max(0, 1 + o_c − o_y)²; the second derivative at margin 0 is 0."""
+    rows = o.shape[-2]
+    m, active = _margins(o, y)
+
+    def hessian_product(u: Array) -> Array:
+        m_dot = active * (u - (u * y).sum(-1, keepdims=True))
+        return _through_margins(m_dot * (2 / rows), y)
+
+    return LossAt(
+        (m * m * active).sum(-1).mean(-1),
+        _through_margins(m * active, y) * (2 / rows),
+        hessian_product,
+    )
+
+
+#: Every loss, by the name configurations use.
+LOSSES: dict[str, Loss] = {
+    loss.name: loss
+    for loss in (
+        Loss("mse", _mse, "values"),
+        huber(),
+        Loss("cross_entropy", _cross_entropy, "classes", soft=True),
+        Loss("binary_cross_entropy", _binary_cross_entropy, "binary"),
+        Loss("hinge", _hinge, "classes"),
+        Loss("squared_hinge", _squared_hinge, "classes"),
+        Loss("poisson_nll", _poisson_nll, "counts"),
+    )
+}
+
+
+def get(loss: str | Loss) -> Loss:
+    """The loss of that name; a :class:`Loss` of your own passes through.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown; the message gives the nearest known one.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    return lookup(loss, LOSSES, "loss")

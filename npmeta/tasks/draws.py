@@ -1,0 +1,57 @@
+"""Random numbers that are a function of (seed, split, iteration, index) and of nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from npmeta._validation import Array, lookup
+
+__all__ = ["SPLITS", "check_draw", "uniforms"]
+
+#: The splits, and the number that sets their streams apart.
+SPLITS = {"train": 0, "validation": 1, "test": 2}
+
+
+def uniforms(
+    seed: int, iteration: int, start: int, n_tasks: int, per_task: int, split: str = "train"
+) -> Array:
+    """Uniform numbers in [0, 1) for tasks ``start .. start + n_tasks - 1`` of one iteration.
+
+    Philox (Salmon et al. 2011) is a random number generator without a state: block i of its output
+    is a function of a key and of i. The seed and the split make the key, iteration and task index the
+    position, so that any task can be drawn anywhere, alone or with others, at the price of one call.
+
+    Parameters
+    ----------
+    seed : int
+        0 to 2**64 - 1.
+    iteration, start, n_tasks : int
+        At least 0.
+    per_task : int
+        Numbers a task needs.
+    split : {"train", "validation", "test"}
+
+    Returns
+    -------
+    ndarray, (n_tasks, per_task)
+        float64.
+    """
+    check_draw(seed, iteration, start, n_tasks, split)
+    blocks = -(-per_task // 4)  # Philox makes four numbers at a time
+    generator = np.random.Philox(
+        key=SPLITS[split] << 64 | seed, counter=iteration << 128 | start * blocks
+    )
+    drawn = np.random.Generator(generator).random((n_tasks, 4 * blocks))
+    return drawn[:, :per_task]
+
+
+def check_draw(seed: int, iteration: int, start: int, n_tasks: int, split: str) -> None:
+    """Raise ValueError unless these can name tasks."""
+    lookup(split, SPLITS, "split")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must lie in 0..2**64 - 1, got {seed}")
+    if iteration < 0 or start < 0 or n_tasks < 1:
+        raise ValueError(
+            f"iteration and start must be at least 0 and n_tasks at least 1, got {iteration}, "
+            f"{start} and {n_tasks}"
+        )
