@@ -11,6 +11,7 @@ from npmeta.losses import Loss
 from npmeta.mlp import MLP
 from npmeta.objective import FunctionObjective, Linearization, Objective, Quadratic, Risk
 from npmeta.tasks import TaskBatch
+from npmeta.training import evaluate, meta_train
 
 __version__ = "0.1.0"
 
@@ -28,5 +29,7 @@ __all__ = [
     "Scores",
     "TaskBatch",
     "__version__",
+    "evaluate",
+    "meta_train",
     "tasks",
 ]

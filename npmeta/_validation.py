@@ -17,12 +17,16 @@ DType: TypeAlias = np.dtype[Any]
 
 Entry = TypeVar("Entry")
 
+#: Names that an error message lists at most.
+MOST_LISTED = 16
+
 
 def unknown_name(name: object, known: list[str], kind: str) -> ValueError:
     """The error for a name that is not known, with the nearest one that is."""
     near = get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return ValueError(f"unknown {kind} {name!r}{hint}; known: {', '.join(known)}")
+    listed = ", ".join(known[:MOST_LISTED]) + (", ..." if len(known) > MOST_LISTED else "")
+    return ValueError(f"unknown {kind} {name!r}{hint}; known: {listed}")
 
 
 def lookup(name: str, registry: Mapping[str, Entry], kind: str) -> Entry:

@@ -58,12 +58,15 @@ def _positive(z: Array) -> Array:
     return (z.real > 0).astype(z.dtype)
 
 
+def _positive_part(z: Array) -> Array:
+    """z where Re z > 0, else 0. np.maximum would settle a complex tie by the imaginary part."""
+    return z * _positive(z) if np.iscomplexobj(z) else np.maximum(z, 0)
+
+
 IDENTITY = Activation("identity", lambda z: z, lambda z, a: np.ones_like(z), None)
 
 # He et al. 2015: half the inputs are cut off, so the variance has to double.
-RELU = Activation(
-    "relu", lambda z: np.maximum(z, 0), lambda z, a: _positive(z), None, (0.0,), variance_gain=2.0
-)
+RELU = Activation("relu", _positive_part, lambda z, a: _positive(z), None, (0.0,), variance_gain=2.0)
 
 
 def leaky_relu(slope: float = 0.01) -> Activation:
@@ -84,12 +87,15 @@ def leaky_relu(slope: float = 0.01) -> Activation:
 def elu(alpha: float = 1.0) -> Activation:
     """z for z > 0, ``alpha (exp(z) - 1)`` elsewhere; f'(0) = f''(0) = alpha, the left limits."""
 
-    def tail(z: Array) -> Array:  # alpha exp(z) on the negative side, never overflowing
-        return alpha * np.exp(np.minimum(z, 0))
+    def negative_part(z: Array) -> Array:  # so that no exponential overflows
+        return np.where(z.real > 0, 0, z)
+
+    def tail(z: Array) -> Array:  # alpha exp(z) on the negative side
+        return alpha * np.exp(negative_part(z))
 
     return Activation(
         "elu",
-        lambda z: np.where(z.real > 0, z, alpha * np.expm1(np.minimum(z, 0))),
+        lambda z: np.where(z.real > 0, z, alpha * np.expm1(negative_part(z))),
         lambda z, a: np.where(z.real > 0, np.ones_like(z), tail(z)),
         lambda z, a: np.where(z.real > 0, np.zeros_like(z), tail(z)),
         (0.0,),
@@ -106,7 +112,7 @@ def _sigmoid(z: Array) -> Array:
 
 def _softplus(z: Array) -> Array:
     """log(1 + exp(z)) = max(z, 0) + log(1 + exp(-|z|))."""
-    return np.maximum(z, 0) + np.log1p(np.exp(np.where(z.real > 0, -z, z)))
+    return _positive_part(z) + np.log1p(np.exp(np.where(z.real > 0, -z, z)))
 
 
 def _softplus_d2f(z: Array, a: Array) -> Array:

@@ -116,8 +116,9 @@ def _grid(shape: tuple[int, ...], S: int, L: int, P: int) -> tuple[int, int]:
     )
     if readings:
         choices = " or ".join(str(grid) for grid in sorted(readings))
+        other = "layer" if (1, L) in readings else "parameter"
         raise ValueError(
-            f"inner_lr of shape {shape} could be one per step or one per layer; write it with shape "
+            f"inner_lr of shape {shape} could be one per step or one per {other}; write it with shape "
             f"{choices}"
         )
     raise ValueError(f"inner_lr must be {expected}; got shape {shape}")

@@ -82,6 +82,8 @@ class Loss:
         array = np.asarray(y)
         if array.dtype.kind not in "biufc":
             raise ValueError(f"{name} must be numeric, got dtype {array.dtype}")
+        if array.size == 0:
+            raise ValueError(f"{name} must hold at least one task and one row, got {array.shape}")
         if self.targets == "classes" and array.ndim == 2:
             return _one_hot(array, n_out, dtype, name)
         if array.ndim == 2 and n_out == 1:
@@ -107,7 +109,8 @@ class Loss:
         # Soft labels from float32 arithmetic sum to 1 within about n_out * 1e-7.
         if low < 0 or np.abs(y.sum(-1) - 1).max() > 1e-4:
             raise ValueError(
-                f"rows of {name} must be one-hot or soft labels (not negative, summing to 1)"
+                f"rows of {name} must be one-hot or soft labels for {self.name} (not negative, "
+                f"summing to 1)"
             )
         if not self.soft and not np.isin(y, (0, 1)).all():
             raise ValueError(f"rows of {name} must be one-hot for {self.name}, got soft labels")
@@ -187,7 +190,8 @@ def _binary_cross_entropy(o: Array, y: Array) -> LossAt:
     e = np.exp(np.where(o.real > 0, -o, o))
     p = np.where(o.real > 0, np.ones_like(o), e) / (1 + e)
     curvature: Array = e / (1 + e) ** 2 / n
-    return LossAt(_mean(np.maximum(o, 0) - o * y + np.log1p(e)), (p - y) / n, lambda u: curvature * u)
+    value = _mean(np.where(o.real > 0, o, 0) - o * y + np.log1p(e))
+    return LossAt(value, (p - y) / n, lambda u: curvature * u)
 
 
 #: Beyond this log-rate :func:`_poisson_nll` continues exp(o) by its second-order Taylor polynomial.

@@ -426,6 +426,11 @@ class FunctionObjective(_OnVector):
             if self.supplied_hvp is None:
                 return self._central_difference(phi, x, y, v)
             rows = [self.supplied_hvp(*task) for task in zip(phi, x, y, v, strict=True)]
+            for row in rows:
+                if np.shape(row) != (self.n_params,):  # a column would broadcast in silence
+                    raise ValueError(
+                        f"hvp must return a product ({self.n_params},), got shape {np.shape(row)}"
+                    )
             return np.asarray(rows, dtype=phi.dtype)
 
         return VectorLinearization(self, value, grad, product)

@@ -94,6 +94,8 @@ class MAML:
             raise ValueError(
                 f"inner_weight_decay must be finite and at least 0, got {self.inner_weight_decay}"
             )
+        # A np.float64 would turn float32 parameters into float64 ones; Python's numbers do not.
+        object.__setattr__(self, "inner_weight_decay", float(self.inner_weight_decay))
         StepSizes(self.inner_lr, objective, self.inner_steps, np.dtype(np.float64))
         object.__setattr__(self, "objective", objective)
 

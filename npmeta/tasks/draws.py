@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 
 from npmeta._validation import Array, lookup
@@ -37,7 +39,9 @@ def uniforms(
         float64.
     """
     check_draw(seed, iteration, start, n_tasks, split)
-    blocks = -(-per_task // 4)  # Philox makes four numbers at a time
+    # NumPy's own integers have 64 bits: np.int64(5) << 128 is 0, and every iteration the same.
+    seed, iteration, start = (operator.index(number) for number in (seed, iteration, start))
+    blocks = -(-operator.index(per_task) // 4)  # Philox makes four numbers at a time
     generator = np.random.Philox(
         key=SPLITS[split] << 64 | seed, counter=iteration << 128 | start * blocks
     )

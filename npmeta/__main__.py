@@ -1,0 +1,7 @@
+"""``python -m npmeta``."""
+
+import sys
+
+from npmeta.cli import main
+
+sys.exit(main())

@@ -1,0 +1,252 @@
+"""The command line: ``npmeta train | evaluate | adapt | plot``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from npmeta import __version__
+from npmeta._validation import unknown_name
+from npmeta.config import Config
+from npmeta.options import OPTIONS, PRESETS, TASKS, Option, preset
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that name the nearest known word."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise unknown_name(value, [str(choice) for choice in action.choices], action.dest)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, extra = self.parse_known_args(args, namespace)
+        if extra:
+            known = _words(self, parsed)
+            near = get_close_matches(extra[0].split("=")[0], known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"unknown argument {extra[0]!r}{hint}")
+        return parsed
+
+
+def _words(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> list[str]:
+    """Every option that the command that was called knows."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parser = action.choices[parsed.command]
+    return list(parser._option_string_actions)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="npmeta",
+        description="Exact second-order meta-learning in NumPy.",
+        epilog="npmeta COMMAND --help lists a command's options.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"npmeta {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_train(commands)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="score a run on tasks it has not met", allow_abbrev=False
+    )
+    evaluate.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    evaluate.add_argument("--tasks", type=_whole, metavar="N", help="tasks (default: the run's 600)")
+    evaluate.add_argument("--steps", type=_whole, metavar="S", help="inner steps (default: the run's)")
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    evaluate.add_argument("--seed", type=_whole, metavar="N", help="of the tasks (default: the run's)")
+    evaluate.add_argument("--json", metavar="FILE", help="write the scores as JSON ('-': print them)")
+    evaluate.add_argument("--data", metavar="PATH", help="score on other data, all of its classes")
+
+    adapt = commands.add_parser(
+        "adapt", help="adapt a run to your own examples and predict", allow_abbrev=False
+    )
+    adapt.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    adapt.add_argument(
+        "--support", metavar="CSV", type=Path, required=True, help="examples with targets"
+    )
+    adapt.add_argument("--query", metavar="CSV", type=Path, required=True, help="rows to predict")
+    adapt.add_argument(
+        "--steps", type=_whole, metavar="S", help="inner steps (default: the run's eval_steps)"
+    )
+    adapt.add_argument("--out", metavar="CSV", type=Path, help="default: standard output")
+
+    plot = commands.add_parser("plot", help="draw a run's pictures again", allow_abbrev=False)
+    plot.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    plot.add_argument("--out", metavar="FOLDER", type=Path, help="default: the run's folder")
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="meta-train a network",
+        usage="npmeta train TASK [options]\n       npmeta train --resume RUN",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
+        epilog="Values come from the command line, then --config, then --preset, then the defaults.",
+    )
+    train.add_argument("task", nargs="?", metavar="TASK", choices=TASKS, help=", ".join(TASKS))
+    where = train.add_argument_group("the run")
+    where.add_argument("--out", metavar="FOLDER", type=Path, help="default: runs/TASK-N")
+    where.add_argument(
+        "--resume",
+        metavar="RUN",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        help="go on with a run (without a value: the one in --out)",
+    )
+    where.add_argument("--config", metavar="TOML", type=Path, help="a file of options")
+    where.add_argument("--preset", metavar="NAME", help=f"published settings: {', '.join(PRESETS)}")
+    groups: dict[str, Any] = {}
+    for option in OPTIONS:
+        title = option.section or "everything"
+        if title not in groups:
+            groups[title] = train.add_argument_group(title)
+        _add_option(groups[title], option)
+
+
+def _add_option(group: Any, option: Option) -> None:
+    flag = "--" + option.name.replace("_", "-")
+    text = f"{option.help} {_defaults(option)}".replace("%", "%%").strip()
+    if option.kind is bool:
+        group.add_argument(
+            flag, dest=option.name, action=argparse.BooleanOptionalAction, default=None, help=text
+        )
+        return
+    convert = {int: _whole, float: _number, str: str}[option.kind]
+    group.add_argument(
+        flag,
+        dest=option.name,
+        type=convert,
+        nargs="*" if option.length else None,
+        metavar=_metavar(option),
+        help=text,
+    )
+
+
+def _metavar(option: Option) -> str:
+    """The choices where they are few, else a letter for the kind of value."""
+    if 0 < len(option.choices) <= 3:
+        return "|".join(option.choices)
+    return {int: "N", float: "X", str: "TEXT"}[option.kind]
+
+
+def _defaults(option: Option) -> str:
+    """(default: 5) or (sinusoid 10, omniglot 1)."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, list):
+            return " ".join(map(shown, value))
+        return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+    if isinstance(option.default, dict):
+        known = {task: value for task, value in option.default.items() if value is not None}
+        return (
+            f"({', '.join(f'{task} {shown(value)}' for task, value in known.items())})" if known else ""
+        )
+    return "" if option.default is None else f"(default: {shown(option.default)})"
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _train(args: argparse.Namespace) -> int:
+    from npmeta import commands
+
+    flags = {
+        option.name: getattr(args, option.name)
+        for option in OPTIONS
+        if getattr(args, option.name) is not None
+    }
+    if args.resume is not None:
+        folder = args.out if args.resume == Path() else args.resume
+        if folder is None:
+            raise ValueError("--resume needs the folder of a run: --resume RUN")
+        if args.config or args.preset:
+            raise ValueError("a run goes on with its own config.toml; leave out --config and --preset")
+        return commands.resume_run(folder, args.task, flags)
+    task: str | None = args.task
+    from_file: dict[str, Any] = {}
+    if args.config:
+        named, from_file = Config.read_toml(args.config)
+        if task is not None and named is not None and task != named:
+            raise ValueError(f"{args.config} is of {named}, not of {task}")
+        task = task or named
+    if task is None:
+        raise ValueError(f"train needs a task: {', '.join(TASKS)}")
+    chosen = preset(args.preset, task) if args.preset else {}
+    return commands.start_run(Config(task, chosen, from_file, flags), args.out)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = _make_parser().parse_args(argv)
+    if args.command == "train":
+        return _train(args)
+    from npmeta import commands
+
+    if args.command == "evaluate":
+        return commands.evaluate_run(
+            args.run,
+            n_tasks=args.tasks,
+            steps=args.steps,
+            split=args.split,
+            seed=args.seed,
+            json_file=args.json,
+            data=args.data,
+        )
+    if args.command == "adapt":
+        return commands.adapt_run(
+            args.run, support=args.support, query=args.query, steps=args.steps, out=args.out
+        )
+    return commands.plot_run(args.run, args.out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns
+    -------
+    int
+        0 if all went well; 1 if training met a loss that is not finite; 2 if the command or its
+        input is wrong; 130 after Ctrl-C.
+    """
+    warnings.showwarning = _show_warning
+    try:
+        return _run(argv)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"npmeta: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("npmeta: interrupted", file=sys.stderr)
+        return 130
+
+
+def _show_warning(message: Warning | str, *where: Any, **also: Any) -> None:
+    print(f"npmeta: warning: {_one_line(message)}", file=sys.stderr)
+
+
+def _one_line(error: BaseException | str) -> str:
+    return " ".join(str(error).split())

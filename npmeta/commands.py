@@ -1,0 +1,378 @@
+"""What the commands do: train, evaluate, adapt, plot. :mod:`npmeta.cli` reads the words."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from npmeta import optimizers
+from npmeta._validation import Array
+from npmeta.algorithms import MAML, Scores
+from npmeta.config import Config, TaskDistribution
+from npmeta.progress import Progress
+from npmeta.runs import Checkpoint, Run, write_atomically
+from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
+from npmeta.training import NonFiniteError, evaluate, meta_train
+
+__all__ = ["adapt_run", "evaluate_run", "plot_run", "resume_run", "score_table", "start_run"]
+
+
+def say(message: str) -> None:
+    """A sentence beside the output proper."""
+    print(message, file=sys.stderr, flush=True)
+
+
+# --- train ------------------------------------------------------------------------------------------
+
+
+def start_run(config: Config, folder: Path | None) -> int:
+    """Train from the beginning in a new folder. Nothing is written before everything is checked."""
+    tasks = config.tasks()
+    settled: dict[str, Any] = {}
+    if not isinstance(tasks, Sinusoid):
+        settled = {"data": str(Path(config["data"]).resolve()), "checksum": tasks.checksum}
+    if isinstance(tasks, Table) and config["loss"] is None:
+        settled["loss"] = "mse" if tasks.encoding.kind == "number" else "cross_entropy"
+    config = config.with_values(**settled)
+    algorithm = config.algorithm(tasks.n_in, tasks.n_out)
+    params = algorithm.init(np.random.default_rng(config["seed"]), config["dtype"])
+    for split in ("train", "validation", "test"):
+        algorithm.evaluate(params, tasks.sample(config["seed"], 0, 1, split=split), 0)
+
+    encoding = tasks.encoding.to_dict() if isinstance(tasks, Table) else None
+    run = Run.create(folder or _free_folder(config.task), config, encoding)
+    state = optimizers.get(config["optimizer"]).init(params)
+    start = Checkpoint(0, params, state, np.zeros(3))
+    run.save(start)
+    return _train(run, tasks, algorithm, start)
+
+
+def resume_run(folder: Path, task: str | None, changes: Mapping[str, Any]) -> int:
+    """Go on with a run, bit for bit as if it had not been interrupted.
+
+    ``changes`` may be what the run has already; only ``iterations`` may be something else.
+    """
+    run = Run(folder)
+    if task not in (None, run.config.task):
+        raise ValueError(f"{folder} is of {run.config.task}, not of {task}")
+    changes = run.config.with_values(**changes).values
+    changed = {name: value for name, value in changes.items() if run.config[name] != value}
+    if set(changed) - {"iterations"}:
+        name = sorted(set(changed) - {"iterations"})[0]
+        raise ValueError(
+            f"a run cannot go on with another {name} ({run.config[name]!r}, not {changed[name]!r}); "
+            f"only iterations may change"
+        )
+    if changed and run.config["schedule"] == "cosine":
+        raise ValueError("the cosine schedule depends on iterations, so they cannot change midway")
+    if changed:
+        run.config = run.config.with_values(**changed)
+    tasks = run.config.tasks()
+    algorithm = run.config.algorithm(tasks.n_in, tasks.n_out)
+    checkpoint = run.load()
+    if checkpoint.iteration >= run.config["iterations"]:
+        say(
+            f"{folder} has made its {run.config['iterations']} iterations; "
+            f"--iterations N goes on to more"
+        )
+        return 0
+    if changed:
+        write_atomically(run.folder / "config.toml", run.config.to_toml())
+    run.truncate_metrics(checkpoint.iteration)
+    say(f"going on from iteration {checkpoint.iteration} of {run.config['iterations']}")
+    return _train(run, tasks, algorithm, checkpoint)
+
+
+def _free_folder(task: str) -> Path:
+    n = 1
+    while Path("runs", f"{task}-{n}").exists():
+        n += 1
+    return Path("runs", f"{task}-{n}")
+
+
+def _train(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint) -> int:
+    """Train, and report; or say why not, and how to go on."""
+    config = run.config
+    say(f"{config.task}: {algorithm.model}, {algorithm.objective.n_params} parameters, in {run.folder}")
+    try:
+        checkpoint = _iterate(run, tasks, algorithm, start)
+    except NonFiniteError as error:
+        say(f"npmeta: training stopped: {error}; the newest checkpoint is {run.checkpoints()[-1]}")
+        return 1
+    if checkpoint.iteration < config["iterations"]:
+        say(
+            f"stopped after iteration {checkpoint.iteration} of {config['iterations']}; "
+            f"to go on: npmeta train --resume {run.folder}"
+        )
+        return 130
+    _report(run, tasks, algorithm, checkpoint.params)
+    return 0
+
+
+def _iterate(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint) -> Checkpoint:
+    """All iterations, or those up to an interrupt; what came of them is in the run's folder."""
+    config, checkpoint, window = run.config, start, start.window
+    iterations = config["iterations"]
+    steps = meta_train(
+        algorithm,
+        tasks,
+        start.params,
+        iterations=iterations,
+        meta_batch=config["meta_batch"],
+        outer_lr=config["outer_lr"],
+        optimizer=optimizers.get(config["optimizer"]),
+        schedule=config.schedule(),
+        clip=config["clip"],
+        seed=config["seed"],
+        state=start.state,
+        start=start.iteration,
+    )
+    with _interrupts() as interrupted, Progress(iterations, start.iteration) as progress:
+        for step in steps:
+            progress.update(step.iteration, step.loss)
+            window = window + np.array([1.0, step.loss, step.grad_norm])
+            last = step.iteration == iterations
+            validates = last or step.iteration % config["validate_every"] == 0
+            if validates or step.iteration % config["log_every"] == 0:
+                count, loss, norm = window.tolist()
+                row = {
+                    "iteration": step.iteration,
+                    "loss": loss / count,
+                    "grad_norm": norm / count,
+                    "outer_lr": step.lr,
+                }
+                if validates:
+                    row |= _validate(config, tasks, algorithm, step.params)
+                run.append(row)
+                window = np.zeros(3)
+            if last or interrupted or step.iteration % config["checkpoint_every"] == 0:
+                checkpoint = Checkpoint(step.iteration, step.params, step.state, window)
+                run.save(checkpoint)
+            if interrupted:
+                break
+    return checkpoint
+
+
+def _validate(
+    config: Config, tasks: TaskDistribution, algorithm: MAML, params: Mapping[str, Array]
+) -> dict[str, float]:
+    scored = evaluate(
+        algorithm,
+        tasks,
+        params,
+        n_tasks=config["validation_tasks"],
+        split="validation",
+        seed=config["seed"],
+    )
+    row = {"validation_loss": float(scored.mean()[-1])}
+    if scored.accuracy is not None:
+        row["validation_accuracy"] = float(scored.mean("accuracy")[-1])
+    return row
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C or a request to terminate has come.
+
+    The iteration under way ends first. A second Ctrl-C interrupts at once.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(run: Run, tasks: TaskDistribution, algorithm: MAML, params: Mapping[str, Array]) -> None:
+    """What follows training: the table of test scores, evaluation.json and the pictures."""
+    scored = _score(run, tasks, algorithm, params)
+    print(score_table(scored, run.config["loss"], "test", shown=(0, 1, 5, 10)))
+    write_atomically(run.folder / "evaluation.json", _score_json(scored, run, "test") + "\n")
+    try:
+        paths = _draw(run, tasks, algorithm, params, scored, run.folder)
+    except ImportError as error:
+        say(f"no picture: {error}")
+    else:
+        print("\n" + "\n".join(str(path) for path in paths))
+
+
+# --- evaluate ---------------------------------------------------------------------------------------
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    n_tasks: int | None,
+    steps: int | None,
+    split: str,
+    seed: int | None,
+    json_file: str | None,
+    data: str | None,
+) -> int:
+    """Score the newest checkpoint of a run."""
+    run = Run(folder)
+    config = run.config
+    tasks = _tasks_on(run, data) if data else config.tasks()
+    split = "test" if data else split
+    algorithm = config.algorithm(tasks.n_in, tasks.n_out)
+    params = run.load().params
+    scored = _score(run, tasks, algorithm, params, n_tasks=n_tasks, steps=steps, split=split, seed=seed)
+    text = _score_json(scored, run, split)
+    if json_file == "-":
+        print(text)
+        return 0
+    print(score_table(scored, config["loss"], split if data is None else Path(data).name))
+    if json_file:
+        write_atomically(Path(json_file), text + "\n")
+    return 0
+
+
+def _tasks_on(run: Run, data: str) -> TaskDistribution:
+    """The run's tasks on other data, all of it in the test split."""
+    config = run.config
+    if config.task == "sinusoid":
+        raise ValueError("a sinusoid run has no data to be replaced by --data")
+    encoding = Encoding.from_dict(run.encoding()) if config.task == "table" else None
+    return config.with_values(data=data, checksum=None, fractions=[0.0, 0.0, 1.0]).tasks(encoding)
+
+
+def _score(
+    run: Run,
+    tasks: TaskDistribution,
+    algorithm: MAML,
+    params: Mapping[str, Array],
+    *,
+    n_tasks: int | None = None,
+    steps: int | None = None,
+    split: str = "test",
+    seed: int | None = None,
+) -> Scores:
+    """Scores on a split; what is not given is as the run's configuration has it."""
+    config = run.config
+    return evaluate(
+        algorithm,
+        tasks,
+        params,
+        n_tasks=config["eval_tasks"] if n_tasks is None else n_tasks,
+        steps=config["eval_steps"] if steps is None else steps,
+        split=split,
+        seed=config["seed"] if seed is None else seed,
+    )
+
+
+def score_table(scored: Scores, loss_name: str, where: str, shown: Sequence[int] | None = None) -> str:
+    """Mean and 95% confidence interval after each number of inner steps, for a terminal."""
+    n_tasks, n_columns = scored.loss.shape
+    columns = [(f"query {loss_name}", scored.mean(), scored.interval())]
+    if scored.accuracy is not None:
+        columns.append(("accuracy %", 100 * scored.mean("accuracy"), 100 * scored.interval("accuracy")))
+    rows = range(n_columns) if shown is None else sorted({*shown, n_columns - 1} & {*range(n_columns)})
+    cells = [
+        [f"{mean[s]:.{d}f} ± {half[s]:.{d}f}" for _, mean, half in columns for d in [_decimals(half)]]
+        for s in rows
+    ]
+    widths = [max(len(title), *(len(row[i]) for row in cells)) for i, (title, *_) in enumerate(columns)]
+    head = "  ".join(f"{title:>{w}}" for (title, *_), w in zip(columns, widths, strict=True))
+    lines = [
+        f"{n_tasks} {where} tasks, mean ± 95% confidence interval",
+        f"inner steps  {head}",
+    ]
+    for s, row in zip(rows, cells, strict=True):
+        body = "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True))
+        lines.append(f"{s:>11}  {body}")
+    return "\n".join(lines)
+
+
+def _decimals(half: Array) -> int:
+    """Decimals that show two digits of the narrowest interval; three where there is none."""
+    narrowest = np.min(half, initial=np.inf, where=np.isfinite(half) & (half > 0))
+    return int(np.clip(1 - np.floor(np.log10(narrowest)), 0, 8)) if np.isfinite(narrowest) else 3
+
+
+def _score_json(scored: Scores, run: Run, split: str) -> str:
+    """The same as JSON."""
+    record: dict[str, Any] = {
+        "run": str(run.folder),
+        "split": split,
+        "tasks": len(scored.loss),
+        "loss_name": run.config["loss"],
+    }
+    for of in ("loss", "accuracy"):
+        if of == "loss" or scored.accuracy is not None:
+            half = scored.interval(of)
+            record[of] = scored.mean(of).tolist()
+            record[f"{of}_ci95"] = [h if np.isfinite(h) else None for h in half.tolist()]
+    return json.dumps(record, indent=1)
+
+
+# --- adapt ------------------------------------------------------------------------------------------
+
+
+def adapt_run(folder: Path, *, support: Path, query: Path, steps: int | None, out: Path | None) -> int:
+    """Predict the rows of one CSV file after adapting to those of another."""
+    from npmeta.predictions import predict
+
+    text = predict(Run(folder), support, query, steps)
+    if out is None:
+        print(text, end="")
+    else:
+        write_atomically(out, text)
+    return 0
+
+
+# --- plot -------------------------------------------------------------------------------------------
+
+
+def plot_run(folder: Path, out: Path | None) -> int:
+    """Draw a run's pictures again, from its newest checkpoint."""
+    run = Run(folder)
+    tasks = run.config.tasks()
+    algorithm = run.config.algorithm(tasks.n_in, tasks.n_out)
+    params = run.load().params
+    for path in _draw(
+        run, tasks, algorithm, params, _score(run, tasks, algorithm, params), out or folder
+    ):
+        print(path)
+    return 0
+
+
+def _draw(
+    run: Run,
+    tasks: TaskDistribution,
+    algorithm: MAML,
+    params: Mapping[str, Array],
+    scored: Scores,
+    folder: Path,
+) -> list[Path]:
+    """What was learned, how the scores change with inner steps, and how it came about."""
+    from npmeta import plots
+
+    config = run.config
+    figures = {"scores": plots.scores(scored, config["loss"])}
+    if isinstance(tasks, Sinusoid):
+        figures["waves"] = plots.waves(algorithm, params, tasks, seed=config["seed"])
+    if isinstance(tasks, Omniglot):
+        figures["drawings"] = plots.drawings(
+            algorithm, params, tasks, steps=config["eval_steps"], seed=config["seed"]
+        )
+    rows = run.metrics()
+    if rows:
+        figures["curves"] = plots.curves(rows, config["loss"])
+    return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]

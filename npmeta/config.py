@@ -1,0 +1,217 @@
+"""The configuration of a run, the file that records it, and the parts it is made into.
+
+Values come from four places, each going before the one above it: the defaults of the task, a preset,
+a TOML file, the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from npmeta._validation import unknown_name
+from npmeta.algorithms import MAML
+from npmeta.mlp import MLP
+from npmeta.optimizers import Schedule, constant, cosine, step
+from npmeta.options import OPTIONS, TASKS
+from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
+
+__all__ = ["Config", "TaskDistribution"]
+
+TaskDistribution: TypeAlias = Sinusoid | Omniglot | Table
+
+
+class Config:
+    """The options of one run, complete and checked.
+
+    Parameters
+    ----------
+    task : {"sinusoid", "omniglot", "table"}
+    *layers : mapping
+        Values by option name, the later ones going before the earlier; what none has takes its
+        default.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown (with the nearest known one) or a value is out of range.
+    """
+
+    def __init__(self, task: str, *layers: Mapping[str, Any]) -> None:
+        if task not in TASKS:
+            raise unknown_name(task, list(TASKS), "task")
+        self.task = task
+        options = {option.name: option for option in OPTIONS if option.for_task(task)}
+        values = {name: option.default_for(task) for name, option in options.items()}
+        for layer in layers:
+            for name in layer:
+                if name not in options:
+                    raise unknown_name(name, list(options), f"option of {task} runs")
+            values.update(layer)
+        self.values: dict[str, Any] = {
+            name: options[name].check(value) if value is not None else None
+            for name, value in values.items()
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def with_values(self, **values: Any) -> Config:
+        """The same with some values replaced."""
+        return Config(self.task, self.values, values)
+
+    # --- the file -----------------------------------------------------------------------------------
+
+    def to_toml(self) -> str:
+        """The file that reproduces the run: ``npmeta train --config FILE``."""
+        lines = [f"# npmeta {_version()}", f"task = {json.dumps(self.task)}"]
+        section = ""
+        for option in OPTIONS:
+            value = self.values.get(option.name)
+            if value is None:
+                continue
+            if option.section != section:
+                section = option.section
+                lines += ["", f"[{section}]"]
+            shown = _one_or_list(value) if isinstance(value, list) else value
+            lines.append(f"{option.name} = {_toml_value(shown)}")
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def read_toml(path: Path) -> tuple[str | None, dict[str, Any]]:
+        """Task and values of a file, unchecked but for their sections.
+
+        Raises
+        ------
+        ValueError
+            If the file is missing, is not TOML, or has an option in a section that is not its own.
+        """
+        try:
+            parsed = _toml().loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"no such file: {path}") from None
+        except (UnicodeDecodeError, ValueError) as error:
+            raise ValueError(f"{path} is not a TOML file: {error}") from None
+        sections = {option.name: option.section for option in OPTIONS}
+        task = parsed.pop("task", None)
+        values: dict[str, Any] = {}
+        for key, value in parsed.items():
+            entries = value if isinstance(value, dict) else {key: value}
+            section = key if isinstance(value, dict) else ""
+            if section and section not in sections.values():
+                raise ValueError(f"{path}: {unknown_name(section, _sections(), 'section')}")
+            for name, entry in entries.items():
+                if name not in sections:
+                    raise ValueError(f"{path}: {unknown_name(name, list(sections), 'option')}")
+                if sections[name] != section:
+                    place = (
+                        f"section [{sections[name]}]"
+                        if sections[name]
+                        else "the top, above all sections"
+                    )
+                    raise ValueError(f"{path}: {name} belongs in {place}")
+                values[name] = entry
+        return task, values
+
+    # --- the parts ----------------------------------------------------------------------------------
+
+    def tasks(self, encoding: Encoding | None = None) -> TaskDistribution:
+        """The task distribution; reads the data, and compares its checksum with the recorded one.
+
+        A table that is to be read as another was takes that one's encoding.
+        """
+        v = self.values
+        if self.task == "sinusoid":
+            ranges = {name: tuple(v[name]) for name in ("amplitude", "phase", "frequency", "x")}
+            return Sinusoid(v["shots"], v["queries"], noise=v["noise"], **ranges)
+        if v["data"] is None:
+            raise ValueError(f"{self.task} needs the path of its data: --data PATH")
+        tasks: Omniglot | Table
+        if self.task == "omniglot":
+            tasks = Omniglot(
+                v["data"],
+                ways=v["ways"],
+                shots=v["shots"],
+                queries=v["queries"],
+                rotations=v["rotations"],
+                split_by=v["split_by"],
+                split_seed=v["split_seed"],
+                fractions=tuple(v["fractions"]),
+            )
+        else:
+            tasks = Table(
+                v["data"],
+                shots=v["shots"],
+                queries=v["queries"],
+                task=v["task_column"],
+                target=v["target_column"],
+                features=v["feature_columns"],
+                kind=v["target_kind"],
+                standardise=v["standardise"],
+                split_seed=v["split_seed"],
+                fractions=tuple(v["fractions"]),
+                encoding=encoding,
+            )
+        if v["checksum"] not in (None, tasks.checksum):
+            raise ValueError(
+                f"{v['data']} is not the data this run was made with: its SHA-256 is "
+                f"{tasks.checksum}, expected {v['checksum']}"
+            )
+        return tasks
+
+    def algorithm(self, n_in: int, n_out: int) -> MAML:
+        """The algorithm on a network with so many inputs and outputs."""
+        v = self.values
+        model = MLP([n_in, *v["hidden"], n_out], _one_or_list(v["activation"]))
+        return MAML(
+            model,
+            v["loss"],
+            inner_lr=_one_or_list(v["inner_lr"]),
+            inner_steps=v["inner_steps"],
+            first_order=v["first_order"],
+            inner_weight_decay=v["inner_weight_decay"],
+            learn_inner_lr=v["learn_inner_lr"],
+        )
+
+    def schedule(self) -> Schedule:
+        """The schedule of the outer learning rate."""
+        v = self.values
+        if v["schedule"] == "step":
+            return step(v["schedule_every"], v["schedule_factor"])
+        if v["schedule"] == "cosine":
+            return cosine(v["iterations"], v["schedule_floor"])
+        return constant()
+
+
+def _one_or_list(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def _toml_value(value: Any) -> str:
+    """JSON is TOML for numbers, booleans, lists and strings; only TOML wants DEL escaped too."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _sections() -> list[str]:
+    return sorted({option.section for option in OPTIONS if option.section})
+
+
+def _version() -> str:
+    from npmeta import __version__
+
+    return __version__
+
+
+def _toml() -> Any:
+    """A TOML reader: the standard library's from Python 3.11 on, before that the extra's."""
+    try:
+        import tomllib
+    except ImportError:
+        try:
+            import tomli
+        except ImportError:
+            raise ImportError("Python 3.10 reads TOML with tomli: pip install 'npmeta[toml]'") from None
+        return tomli
+    return tomllib

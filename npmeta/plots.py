@@ -1,0 +1,181 @@
+"""Pictures of a run. They need matplotlib, an extra; files are made without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npmeta._validation import Array
+from npmeta.algorithms import MAML, Scores
+from npmeta.tasks import Omniglot, Sinusoid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["curves", "drawings", "save", "scores", "waves"]
+
+# A palette that keeps its order of lightness in grey and for colour-blind readers.
+INK, BEFORE, MIDDLE, AFTER, POINT = "#222222", "#9aa5b1", "#f0a202", "#1d70b8", "#d1342f"
+
+
+def _figure(*grid: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, without pyplot and so without a window system or global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("pictures need matplotlib: pip install 'npmeta[plot]'") from None
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(*grid, **options)
+    for ax in np.atleast_1d(axes).flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG."""
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def waves(
+    algorithm: MAML,
+    params: Mapping[str, Array],
+    tasks: Sinusoid,
+    *,
+    steps: Sequence[int] = (0, 1, 10),
+    n_tasks: int = 3,
+    seed: int = 0,
+) -> Figure:
+    """Fresh sine waves, and the network before and after so many inner steps on the support points."""
+    draw = {"seed": seed, "iteration": 1, "n_tasks": n_tasks, "split": "test"}
+    batch = tasks.sample(**draw)  # type: ignore[arg-type]  # a dict of ints and a string
+    grid = np.linspace(*tasks.x, 200)
+    truth = tasks.curves(grid, **draw)  # type: ignore[arg-type]
+    x = np.broadcast_to(grid[:, None], (n_tasks, len(grid), 1))
+    figure, axes = _figure(1, n_tasks, size=(3.6 * n_tasks, 3.4), sharey=True, squeeze=False)
+    for step, colour, style in zip(steps, (BEFORE, MIDDLE, AFTER), (":", "--", "-"), strict=True):
+        y = algorithm.predict(params, batch.support_x, batch.support_y, x, steps=step)
+        label = {0: "before adapting", 1: "after 1 step"}.get(step, f"after {step} steps")
+        for t, ax in enumerate(axes[0]):
+            ax.plot(grid, y[t, :, 0], style, color=colour, label=label, lw=1.8)
+    for t, ax in enumerate(axes[0]):
+        ax.plot(grid, truth[t, :, 0], color=INK, lw=0.9, label="the wave itself", zorder=0)
+        ax.plot(
+            batch.support_x[t, :, 0],
+            batch.support_y[t, :, 0],
+            "o",
+            color=POINT,
+            ms=5,
+            label=f"{tasks.shots} support points",
+        )
+        ax.set_xlabel("x")
+    axes[0, 0].set_ylabel("y")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle("Waves the network has not met")
+    return figure
+
+
+def drawings(
+    algorithm: MAML,
+    params: Mapping[str, Array],
+    tasks: Omniglot,
+    *,
+    steps: int,
+    split: str = "test",
+    seed: int = 0,
+) -> Figure:
+    """One fresh task: a row a class, support drawings, then queries and what they are taken for."""
+    batch = tasks.sample(seed, 1, 1, split=split)
+    o = algorithm.predict(params, batch.support_x, batch.support_y, batch.query_x, steps=steps)
+    guess = o[0].argmax(-1)
+    n_shown = min(tasks.queries, 8)
+    n_columns = tasks.shots + n_shown
+    figure, axes = _figure(
+        tasks.ways, n_columns, size=(1.0 * n_columns + 0.8, 1.2 * tasks.ways + 0.5), squeeze=False
+    )
+    for label in range(tasks.ways):
+        shown = [(x, None) for x in batch.support_x[0][batch.support_y[0] == label]]
+        of_class = np.flatnonzero(batch.query_y[0] == label)[:n_shown]
+        shown += [(batch.query_x[0, i], guess[i]) for i in of_class]
+        for ax, (x, taken_for) in zip(axes[label], shown, strict=True):
+            _drawing(ax, x)
+            if taken_for is not None:
+                right = taken_for == label
+                ax.set_title(
+                    f"{'✓' if right else '✗'} {taken_for + 1}",
+                    color=AFTER if right else POINT,
+                    fontsize=10,
+                )
+        axes[label, 0].set_ylabel(f"class {label + 1}", rotation=0, ha="right", va="center")
+    for column in range(tasks.shots):
+        for ax in axes[:, column]:
+            ax.set_facecolor("#eef3f8")
+    share = (guess == batch.query_y[0]).mean()
+    figure.suptitle(
+        f"Support (shaded) and queries with the class they are taken for: "
+        f"{share:.0%} of {len(guess)} right",
+        fontsize=11,
+    )
+    return figure
+
+
+def _drawing(ax: Axes, x: Array) -> None:
+    size = int(np.sqrt(x.size))
+    ink = np.zeros((size, size, 4))
+    ink[..., 3] = x.reshape(size, size)  # black ink on the axes' own paper
+    ax.imshow(ink, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+
+
+def scores(scored: Scores, loss_name: str) -> Figure:
+    """Query loss (and accuracy) against inner steps, with 95% confidence intervals."""
+    of = ["loss"] if scored.accuracy is None else ["loss", "accuracy"]
+    figure, axes = _figure(1, len(of), size=(4.4 * len(of), 3.4), squeeze=False)
+    for ax, name in zip(axes[0], of, strict=True):
+        mean, half = scored.mean(name), scored.interval(name)
+        steps = np.arange(len(mean))
+        ax.fill_between(steps, mean - half, mean + half, color=AFTER, alpha=0.2, lw=0)
+        ax.plot(steps, mean, "o-", color=AFTER, ms=4)
+        ax.set_xlabel("inner steps")
+        ax.set_ylabel(f"query {loss_name if name == 'loss' else name}")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(f"{len(scored.loss)} test tasks")
+    return figure
+
+
+def curves(rows: Sequence[Mapping[str, float]], loss_name: str) -> Figure:
+    """Learning curves from the rows of metrics.csv.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows yet.
+    """
+    if not rows:
+        raise ValueError("there are no rows in metrics.csv to draw yet")
+
+    def series(name: str) -> tuple[list[float], list[float]]:
+        points = [(row["iteration"], row[name]) for row in rows if name in row]
+        return [i for i, _ in points], [value for _, value in points]
+
+    with_accuracy = any("validation_accuracy" in row for row in rows)
+    figure, axes = _figure(1, 1 + with_accuracy, size=(4.8 * (1 + with_accuracy), 3.4), squeeze=False)
+    loss = axes[0, 0]
+    loss.plot(*series("loss"), color=BEFORE, lw=1.2, label="training tasks")
+    loss.plot(*series("validation_loss"), "o-", color=AFTER, ms=3, label="validation tasks")
+    loss.set_yscale("log")
+    loss.set_ylabel(f"query {loss_name} after adapting")
+    loss.legend(frameon=False)
+    if with_accuracy:
+        axes[0, 1].plot(*series("validation_accuracy"), "o-", color=AFTER, ms=3)
+        axes[0, 1].set_ylabel("accuracy on validation tasks")
+    for ax in axes[0]:
+        ax.set_xlabel("iteration")
+    return figure

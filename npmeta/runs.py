@@ -1,0 +1,247 @@
+"""A run is a folder, and can always be gone on with.
+
+=====================  ===========================================================================
+``config.toml``        every option: ``npmeta train --config config.toml`` makes the run again
+``metrics.csv``        a row for every ``log_every`` iterations
+``checkpoints/``       parameters and optimizer state; the newest three, and no pickle in them
+``encoding.json``      tables only: columns, standardisation and classes of the training data
+``evaluation.json``    scores on the test split, written by ``npmeta train``
+``*.png``              pictures, if matplotlib is there
+=====================  ===========================================================================
+
+Files appear whole or not at all: each is written under another name, flushed to the disk, and
+renamed. Rows of ``metrics.csv`` reach the disk before the checkpoint that covers them, and a resumed
+run drops those that come after the checkpoint it goes on from, so it is bit for bit the run that was
+not interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npmeta._validation import Array
+from npmeta.config import Config
+
+__all__ = ["COLUMNS", "Checkpoint", "Run", "write_atomically"]
+
+#: Columns of metrics.csv: means over the iterations since the row before; then the last validation.
+COLUMNS = (
+    "iteration",
+    "loss",
+    "grad_norm",
+    "outer_lr",
+    "validation_loss",
+    "validation_accuracy",
+)
+
+KEPT_CHECKPOINTS = 3
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """The file as a whole, or as it was before: never half of it, whenever the power fails.
+
+    Raises
+    ------
+    ValueError
+        If the folder to write in does not exist.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: {path.parent} is not a folder")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are readable by their owner alone
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A point that training can go on from.
+
+    Attributes
+    ----------
+    iteration : int
+        Outer steps made.
+    params, state : dict of ndarray
+        Meta-parameters and optimizer state.
+    window : ndarray, (3,)
+        Number of iterations since the last row of metrics.csv, and the sums of their losses and of
+        their gradient norms.
+    """
+
+    iteration: int
+    params: Mapping[str, Array]
+    state: Mapping[str, Array]
+    window: Array
+
+    def to_bytes(self) -> bytes:
+        """An .npz file."""
+        arrays = {f"params/{name}": array for name, array in self.params.items()}
+        arrays |= {f"state/{name}": array for name, array in self.state.items()}
+        arrays |= {"iteration": np.asarray(self.iteration), "window": self.window}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # names are data, not keyword arguments
+        return buffer.getvalue()
+
+    @staticmethod
+    def read(path: Path) -> Checkpoint:
+        """The checkpoint in a file; ValueError if it is damaged in any way."""
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}  # checks every member's CRC-32
+            named: dict[str, dict[str, Array]] = {"params": {}, "state": {}}
+            for name, array in arrays.items():
+                part, _, rest = name.partition("/")
+                if rest:
+                    named[part][rest] = array
+            return Checkpoint(
+                int(arrays["iteration"]), named["params"], named["state"], arrays["window"]
+            )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as e:
+            raise ValueError(f"{path} is damaged ({type(e).__name__}: {e})") from None
+
+
+class Run:
+    """An existing run.
+
+    Parameters
+    ----------
+    folder : path
+
+    Raises
+    ------
+    ValueError
+        If the folder is missing, or is not a run's.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"no such run: {self.folder} is not a folder")
+        if not (self.folder / "config.toml").is_file():
+            raise ValueError(f"{self.folder} is not a run: it has no config.toml")
+        task, values = Config.read_toml(self.folder / "config.toml")
+        if task is None:
+            raise ValueError(f"{self.folder / 'config.toml'} does not name its task")
+        self.config = Config(task, values)
+
+    @classmethod
+    def create(cls, folder: str | Path, config: Config, encoding: Mapping[str, Any] | None) -> Run:
+        """Make the folder of a new run.
+
+        Raises
+        ------
+        ValueError
+            If the folder exists and is not empty.
+        """
+        path = Path(folder)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(
+                f"{path} exists and is not empty; choose another --out, or go on with the run in it: "
+                f"npmeta train --resume {path}"
+            )
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if encoding is not None:
+            write_atomically(path / "encoding.json", json.dumps(encoding, indent=1) + "\n")
+        write_atomically(path / "metrics.csv", ",".join(COLUMNS) + "\n")
+        # Last: a folder with a config.toml has all the rest.
+        write_atomically(path / "config.toml", config.to_toml())
+        return cls(path)
+
+    def encoding(self) -> dict[str, Any]:
+        """What ``encoding.json`` holds."""
+        try:
+            encoding: dict[str, Any] = json.loads((self.folder / "encoding.json").read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.folder / 'encoding.json'} cannot be read: {error}") from None
+        return encoding
+
+    # --- checkpoints ----------------------------------------------------------------------------------
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted((self.folder / "checkpoints").glob("[0-9]*.npz"))
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint, and remove all but the newest three."""
+        path = self.folder / "checkpoints" / f"{checkpoint.iteration:08d}.npz"
+        write_atomically(path, checkpoint.to_bytes())
+        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+        return path
+
+    def load(self) -> Checkpoint:
+        """The newest checkpoint that is whole, with a warning for each that is not.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        for path in reversed(self.checkpoints()):
+            try:
+                return Checkpoint.read(path)
+            except ValueError as error:
+                warnings.warn(f"{error}; using the one before it", stacklevel=2)
+        raise ValueError(f"{self.folder} has no checkpoint that can be read")
+
+    # --- metrics --------------------------------------------------------------------------------------
+
+    def append(self, row: Mapping[str, float | int | None]) -> None:
+        """Add a row to metrics.csv. ``repr`` of a float reads back as the same float."""
+        cells = ["" if row.get(name) is None else repr(row[name]) for name in COLUMNS]
+        with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="") as file:
+            file.write(",".join(cells) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows of metrics.csv, up to the first that is not whole; empty cells are left out."""
+        path = self.folder / "metrics.csv"
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                table = list(csv.reader(file))
+            if not table or tuple(table[0]) != COLUMNS:
+                raise ValueError("its first line does not name its columns")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+        rows: list[dict[str, float]] = []
+        for cells in table[1:]:
+            try:
+                row = {n: float(c) for n, c in zip(COLUMNS, cells, strict=True) if c}
+            except ValueError:
+                break  # the line a killed process was writing
+            rows.append(row)
+        return rows
+
+    def truncate_metrics(self, iteration: int) -> None:
+        """Drop the rows of later iterations, and a line that a killed process left unfinished."""
+        path = self.folder / "metrics.csv"
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+        n_kept = sum(row["iteration"] <= iteration for row in self.metrics())
+        write_atomically(path, "".join(lines[: 1 + n_kept]))

@@ -1,0 +1,211 @@
+"""Meta-training and evaluation of any algorithm on any tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from npmeta._validation import Array
+from npmeta.algorithms import MetaGradient, Scores
+from npmeta.optimizers import Adam, Optimizer, Schedule, clip_by_global_norm, constant
+from npmeta.tasks import TaskBatch
+
+__all__ = ["Algorithm", "NonFiniteError", "Sampler", "Step", "evaluate", "meta_train"]
+
+
+class Algorithm(Protocol):
+    """What training asks of an algorithm."""
+
+    def meta_gradient(self, params: Mapping[str, Array], tasks: TaskBatch) -> MetaGradient: ...
+
+    def evaluate(
+        self, params: Mapping[str, Array], tasks: TaskBatch, steps: int | None = None
+    ) -> Scores: ...
+
+
+class Sampler(Protocol):
+    """What training asks of a task distribution: tasks from (seed, iteration, index) alone."""
+
+    def sample(
+        self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
+    ) -> TaskBatch: ...
+
+
+class NonFiniteError(ArithmeticError):
+    """The meta-loss or its gradient is no longer finite.
+
+    Attributes
+    ----------
+    iteration : int
+        Counted from 0: the one whose tasks gave the loss.
+    task : int or None
+        Index of the first task with a non-finite loss; None where only the gradient is not finite.
+    """
+
+    def __init__(self, iteration: int, task: int | None, value: float) -> None:
+        self.iteration, self.task = iteration, task
+        what = f"the loss of task {task}" if task is not None else "the meta-gradient"
+        super().__init__(
+            f"{what} in iteration {iteration} is {value}; try a smaller inner_lr or outer_lr, fewer "
+            f"inner steps, or clipping the meta-gradient (clip = 10, say)"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One outer step, and all that is needed to go on from it.
+
+    Attributes
+    ----------
+    iteration : int
+        Outer steps made so far, this one included.
+    loss : float
+        The meta-loss before the step.
+    grad_norm : float
+        Norm of the meta-gradient before clipping.
+    lr : float
+        The outer learning rate of this step.
+    params, state : dict of ndarray
+        Meta-parameters and optimizer state after the step.
+    """
+
+    iteration: int
+    loss: float
+    grad_norm: float
+    lr: float
+    params: Mapping[str, Array]
+    state: Mapping[str, Array]
+
+
+def meta_train(
+    algorithm: Algorithm,
+    tasks: Sampler,
+    params: Mapping[str, Array],
+    *,
+    iterations: int,
+    meta_batch: int = 25,
+    outer_lr: float = 1e-3,
+    optimizer: Optimizer | None = None,
+    schedule: Schedule | None = None,
+    clip: float | None = None,
+    seed: int = 0,
+    state: Mapping[str, Array] | None = None,
+    start: int = 0,
+) -> Iterator[Step]:
+    """Outer steps, one for each value drawn from the iterator.
+
+    Every step depends only on the arguments and on where the last one left off, so a loop that
+    begins again with the ``params``, ``state`` and ``iteration`` of some step goes on bit for bit as
+    the first one would have.
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+        :class:`~npmeta.MAML`, say.
+    tasks : Sampler
+    params : mapping of ndarray
+        Meta-parameters to begin with: ``algorithm.init(rng)``.
+    iterations : int
+        Outer steps in all, those before ``start`` included.
+    meta_batch : int
+        Tasks in each step.
+    outer_lr : float
+    optimizer : Optimizer, optional
+        By default Adam.
+    schedule : Schedule, optional
+        By default constant.
+    clip : float, optional
+        Greatest global norm of the meta-gradient.
+    seed : int
+        Of the tasks.
+    state, start
+        Of the step to go on from.
+
+    Yields
+    ------
+    Step
+
+    Raises
+    ------
+    NonFiniteError
+        Before the parameters are touched.
+
+    Examples
+    --------
+    >>> import numpy as np, npmeta as nm
+    >>> maml = nm.MAML(nm.MLP([1, 20, 20, 1]), inner_lr=0.01)
+    >>> params = maml.init(np.random.default_rng(0))
+    >>> for step in nm.meta_train(maml, nm.tasks.Sinusoid(), params, iterations=3):
+    ...     print(step.iteration, round(step.loss, 1))
+    1 9.4
+    2 6.6
+    3 9.3
+    """
+    optimizer = Adam() if optimizer is None else optimizer
+    schedule = constant() if schedule is None else schedule
+    state = optimizer.init(params) if state is None else state
+    for iteration in range(start, iterations):
+        batch = tasks.sample(seed, iteration, meta_batch)
+        with np.errstate(all="ignore"):  # overflow is reported once, below, and in words
+            out = algorithm.meta_gradient(params, batch)
+            grads, norm = clip_by_global_norm(out.grads, clip)
+        _check_finite(iteration, out, norm)
+        lr = outer_lr * schedule(iteration)
+        params, state = optimizer.update(params, grads, state, lr)
+        yield Step(iteration + 1, out.loss, norm, lr, params, state)
+
+
+def _check_finite(iteration: int, out: MetaGradient, norm: float) -> None:
+    if np.isfinite(out.loss) and np.isfinite(norm):
+        return
+    bad = np.flatnonzero(~np.isfinite(out.task_loss))
+    if bad.size:
+        raise NonFiniteError(iteration, int(bad[0]), float(out.task_loss[bad[0]]))
+    raise NonFiniteError(iteration, None, norm if not np.isfinite(norm) else out.loss)
+
+
+#: Tasks that :func:`evaluate` adapts at a time: parameters for each are in memory at once.
+EVALUATION_BATCH = 50
+
+
+def evaluate(
+    algorithm: Algorithm,
+    tasks: Sampler,
+    params: Mapping[str, Array],
+    *,
+    n_tasks: int = 600,
+    steps: int | None = None,
+    split: str = "test",
+    seed: int = 0,
+) -> Scores:
+    """Query loss (and accuracy) on tasks of a split, after 0, 1, .., ``steps`` inner steps.
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+    tasks : Sampler
+    params : mapping of ndarray
+    n_tasks : int
+    steps : int, optional
+        By default those the algorithm trains with.
+    split : {"train", "validation", "test"}
+    seed : int
+        The same seed and split give the same tasks.
+
+    Returns
+    -------
+    Scores
+        ``(n_tasks, steps + 1)``.
+    """
+    if n_tasks < 1:
+        raise ValueError(f"n_tasks must be at least 1, got {n_tasks}")
+    parts = []
+    for start in range(0, n_tasks, EVALUATION_BATCH):
+        n_drawn = min(EVALUATION_BATCH, n_tasks - start)
+        batch = tasks.sample(seed, 0, n_drawn, start=start, split=split)
+        with np.errstate(all="ignore"):  # a task that diverges shows in its scores
+            parts.append(algorithm.evaluate(params, batch, steps))
+    return Scores.join(parts)

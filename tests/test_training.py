@@ -1,0 +1,116 @@
+"""Meta-training: it learns, goes on where it stopped, and stops where it must."""
+
+import numpy as np
+import pytest
+
+import npmeta as nm
+from npmeta import optimizers
+from npmeta.training import NonFiniteError
+
+
+def small_maml(**options):
+    return nm.MAML(nm.MLP([1, 16, 1], activation="tanh"), inner_lr=0.05, **options)
+
+
+def last(steps):
+    for step in steps:
+        pass
+    return step
+
+
+TASKS = nm.tasks.Sinusoid(shots=5, queries=5)
+
+
+def test_training_lowers_the_loss_on_new_tasks():
+    maml = small_maml()
+    params = maml.init(np.random.default_rng(0))
+    before = nm.evaluate(maml, TASKS, params, n_tasks=100).mean()
+    step = last(nm.meta_train(maml, TASKS, params, iterations=300, outer_lr=1e-2))
+    after = nm.evaluate(maml, TASKS, step.params, n_tasks=100).mean()
+    assert step.iteration == 300
+    assert after[-1] < 0.8 * before[-1]
+    assert after[1] < after[0]  # and adapting helps
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("learned", [False, True])
+def test_going_on_is_bit_for_bit_not_having_stopped(name, learned):
+    maml = small_maml(learn_inner_lr=learned)
+    params = maml.init(np.random.default_rng(0), np.float32)
+    options = {
+        "optimizer": optimizers.get(name),
+        "outer_lr": 1e-3,
+        "schedule": optimizers.cosine(20),
+        "clip": 1.0,
+        "meta_batch": 4,
+    }
+    whole = last(nm.meta_train(maml, TASKS, params, iterations=20, **options))
+    half = last(nm.meta_train(maml, TASKS, params, iterations=9, **options))
+    rest = last(
+        nm.meta_train(
+            maml, TASKS, half.params, iterations=20, state=half.state, start=half.iteration, **options
+        )
+    )
+    assert set(rest.params) == ({"theta", "inner_lr"} if learned else {"theta"})
+    for name in whole.params:
+        assert whole.params[name].dtype == np.float32
+        assert (whole.params[name] == rest.params[name]).all()
+
+
+def test_the_schedule_and_the_clipping_are_used():
+    maml = small_maml()
+    params = maml.init(np.random.default_rng(0))
+    options = {"optimizer": optimizers.Sgd(), "outer_lr": 0.1, "iterations": 2}
+    steps = list(
+        nm.meta_train(maml, TASKS, params, schedule=optimizers.step(1, 0.5), clip=0.01, **options)
+    )
+    assert [step.lr for step in steps] == [0.1, 0.05]
+    moved = np.linalg.norm(steps[1].params["theta"] - steps[0].params["theta"])
+    assert steps[1].grad_norm > 0.01
+    np.testing.assert_allclose(moved, 0.05 * 0.01, rtol=1e-9)  # differences of numbers of order 1
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_parameters_are_touched():
+    class Broken(nm.tasks.Sinusoid):
+        def sample(self, seed, iteration, n_tasks, *, start=0, split="train"):
+            tasks = super().sample(seed, iteration, n_tasks, start=start, split=split)
+            if iteration == 3:
+                tasks.query_y[2] = 1e200  # its square overflows
+            return tasks
+
+    maml = small_maml()
+    params = maml.init(np.random.default_rng(0))
+    steps = nm.meta_train(maml, Broken(shots=5), params, iterations=10, meta_batch=4)
+    seen = []
+    with pytest.raises(NonFiniteError, match="loss of task 2 in iteration 3 is inf; try") as caught:
+        seen.extend(steps)
+    assert [step.iteration for step in seen] == [1, 2, 3]
+    assert (caught.value.iteration, caught.value.task) == (3, 2)
+
+
+def test_evaluation_does_not_depend_on_how_the_tasks_are_batched(monkeypatch):
+    maml = small_maml()
+    params = maml.init(np.random.default_rng(0))
+    whole = nm.evaluate(maml, TASKS, params, n_tasks=23, steps=2)
+    monkeypatch.setattr("npmeta.training.EVALUATION_BATCH", 5)
+    parts = nm.evaluate(maml, TASKS, params, n_tasks=23, steps=2)
+    assert whole.loss.shape == parts.loss.shape == (23, 3)
+    # Products over fewer rows may be summed in another order.
+    np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-12)
+
+
+def test_splits_and_seeds_give_other_tasks():
+    maml = small_maml()
+    params = maml.init(np.random.default_rng(0))
+    scores = {
+        (split, seed): nm.evaluate(
+            maml, TASKS, params, n_tasks=3, split=split, seed=seed
+        ).loss.tobytes()
+        for split in ("train", "validation", "test")
+        for seed in (0, 1)
+    }
+    assert len(set(scores.values())) == 6
+    with pytest.raises(ValueError, match="n_tasks must be at least 1"):
+        nm.evaluate(maml, TASKS, params, n_tasks=0)
+    with pytest.raises(ValueError, match="did you mean 'validation'"):
+        nm.evaluate(maml, TASKS, params, split="valid")
