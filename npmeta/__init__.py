@@ -9,9 +9,10 @@ from npmeta.activations import Activation
 from npmeta.algorithms import MAML, MetaGradient, Scores
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
-from npmeta.objective import FunctionObjective, Linearization, Objective, Quadratic, Risk
+from npmeta.objective import Linearization, Objective, Risk
 from npmeta.tasks import TaskBatch
 from npmeta.training import evaluate, meta_train
+from npmeta.vector_objectives import FunctionObjective, Quadratic
 
 __version__ = "0.1.0"
 

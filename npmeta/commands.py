@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from npmeta import optimizers
+from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.algorithms import MAML, Scores
 from npmeta.config import Config, TaskDistribution
 from npmeta.progress import Progress
-from npmeta.runs import Checkpoint, Run, write_atomically
+from npmeta.runs import Checkpoint, Run
 from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
 from npmeta.training import NonFiniteError, evaluate, meta_train
 
@@ -234,7 +235,7 @@ def evaluate_run(
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
     params = run.load().params
     scored = _score(run, tasks, algorithm, params, n_tasks=n_tasks, steps=steps, split=split, seed=seed)
-    text = _score_json(scored, run, split)
+    text = _score_json(scored, run, split, data)
     if json_file == "-":
         print(text)
         return 0
@@ -306,11 +307,11 @@ def _decimals(half: Array) -> int:
     return int(np.clip(1 - np.floor(np.log10(narrowest)), 0, 8)) if np.isfinite(narrowest) else 3
 
 
-def _score_json(scored: Scores, run: Run, split: str) -> str:
+def _score_json(scored: Scores, run: Run, split: str, data: str | None = None) -> str:
     """The same as JSON."""
     record: dict[str, Any] = {
         "run": str(run.folder),
-        "split": split,
+        **({"split": split} if data is None else {"data": data}),
         "tasks": len(scored.loss),
         "loss_name": run.config["loss"],
     }

@@ -21,7 +21,6 @@ import csv
 import io
 import json
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -31,10 +30,11 @@ from typing import Any
 
 import numpy as np
 
+from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.config import Config
 
-__all__ = ["COLUMNS", "Checkpoint", "Run", "write_atomically"]
+__all__ = ["COLUMNS", "Checkpoint", "Run"]
 
 #: Columns of metrics.csv: means over the iterations since the row before; then the last validation.
 COLUMNS = (
@@ -47,36 +47,6 @@ COLUMNS = (
 )
 
 KEPT_CHECKPOINTS = 3
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """The file as a whole, or as it was before: never half of it, whenever the power fails.
-
-    Raises
-    ------
-    ValueError
-        If the folder to write in does not exist.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: {path.parent} is not a folder")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are readable by their owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -224,6 +224,23 @@ def adjoint_meta_gradient(p: Problem, alpha, kind: str, S: int, decay: float = 0
     return cotangent.mean(0)
 
 
+def stays_small(p: Problem, alpha, S: int, decay: float = 0.0) -> bool:
+    """Whether the inner loop converges or at least goes nowhere: a loop that has run away amplifies
+    rounding errors with everything else, and two right answers need not agree."""
+    with np.errstate(all="ignore"):
+        scores = nm.MAML(p.model, p.loss, alpha, S, inner_weight_decay=decay).evaluate(p.theta, p.tasks)
+    return bool((np.abs(scores.loss) < 100).all())
+
+
+def size_of_terms(p: Problem, alpha, S: int, decay: float = 0.0) -> float:
+    """The largest δ_L of the query pass. Every entry of a meta-gradient adds up multiples of these, so
+    what is left where they cancel exactly (a network whose units are all dead) is rounding of them."""
+    maml = nm.MAML(p.model, p.loss, alpha, S, inner_weight_decay=decay)
+    outputs = maml.predict(p.theta, *p.support, p.tasks.query_x)
+    y = LOSSES[p.loss].prepare(p.tasks.query_y, outputs.shape[-1], outputs.dtype)
+    return float(np.abs(LOSSES[p.loss](outputs, y).gradient).max())
+
+
 def activations_and_losses() -> Iterator[tuple[str, str]]:
     for activation in ACTIVATIONS:
         for loss in LOSSES:

@@ -16,13 +16,15 @@ import npmeta
 #: inside a package modules may import each other. A new module needs a line here.
 STANDS_ON = {
     "_validation": [],
+    "_files": [],
     "activations": ["_validation"],
     "losses": ["_validation"],
     "weights": ["_validation"],
     "optimizers": ["_validation"],
-    "tasks": ["_validation"],
+    "tasks": ["_files", "_validation"],
     "mlp": ["activations", "weights"],
     "objective": ["mlp", "losses"],
+    "vector_objectives": ["objective"],
     "adaptation": ["objective", "weights"],
     "interop": ["mlp"],
     "algorithms": ["adaptation"],
@@ -32,7 +34,7 @@ STANDS_ON = {
     "options": ["activations", "losses", "optimizers"],
     "config": ["algorithms", "options", "optimizers", "tasks"],
     "progress": [],
-    "runs": ["config"],
+    "runs": ["_files", "config"],
     "plots": ["algorithms", "tasks"],
     "predictions": ["runs", "training"],
     "commands": [

@@ -101,7 +101,7 @@ def test_bad_files_are_refused(text, message, tmp_path):
 
 
 def test_presets_are_named_and_have_tasks():
-    with pytest.raises(ValueError, match="unknown preset 'papre' .did you mean 'paper'"):
+    with pytest.raises(ValueError, match=r"unknown preset 'papre' .did you mean 'paper'"):
         preset("papre", "sinusoid")
     with pytest.raises(ValueError, match="preset 'paper' has no table; it has sinusoid, omniglot"):
         preset("paper", "table")

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from npmeta import runs
+from npmeta import _files
+from npmeta._files import write_atomically
 from npmeta.config import Config
-from npmeta.runs import Checkpoint, Run, write_atomically
+from npmeta.runs import Checkpoint, Run
 
 
 def checkpoint(iteration, dtype=np.float32):
@@ -42,7 +43,7 @@ def test_the_newest_three_are_kept(run):
 
 
 def test_any_damage_is_noticed_named_and_stepped_over(run):
-    """Cut the newest file at every length, and flip every third byte: never a wrong number, never a crash."""
+    """Cut the newest file at every length, and flip every third byte: no wrong number, no crash."""
     run.save(checkpoint(1))
     path = run.save(checkpoint(2))
     whole = path.read_bytes()
@@ -102,7 +103,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("no space left")
 
-    monkeypatch.setattr(runs.os, "fsync", fail)
+    monkeypatch.setattr(_files.os, "fsync", fail)
     with pytest.raises(OSError, match="no space"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
@@ -130,9 +131,9 @@ def test_folders_that_are_no_runs(tmp_path, run):
     with pytest.raises(ValueError, match="no such run"):
         Run(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="is not a run: it has no config.toml"):
+    with pytest.raises(ValueError, match=r"is not a run: it has no config\.toml"):
         Run(tmp_path / "empty")
-    with pytest.raises(ValueError, match="exists and is not empty.*--resume"):
+    with pytest.raises(ValueError, match=r"exists and is not empty.*--resume"):
         Run.create(run.folder, run.config, None)
     (run.folder / "metrics.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match=r"metrics.csv cannot be read"):

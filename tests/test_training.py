@@ -13,9 +13,7 @@ def small_maml(**options):
 
 
 def last(steps):
-    for step in steps:
-        pass
-    return step
+    return list(steps)[-1]
 
 
 TASKS = nm.tasks.Sinusoid(shots=5, queries=5)

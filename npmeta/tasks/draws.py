@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from npmeta._validation import Array, lookup
 
-__all__ = ["SPLITS", "check_draw", "uniforms"]
+__all__ = ["SPLITS", "check_draw", "distinct", "split_up", "uniforms"]
 
 #: The splits, and the number that sets their streams apart.
 SPLITS = {"train": 0, "validation": 1, "test": 2}
@@ -59,3 +61,47 @@ def check_draw(seed: int, iteration: int, start: int, n_tasks: int, split: str) 
             f"iteration and start must be at least 0 and n_tasks at least 1, got {iteration}, "
             f"{start} and {n_tasks}"
         )
+
+
+def split_up(n: int, fractions: Sequence[float], seed: int, what: str) -> dict[str, Array]:
+    """0..n-1 divided at random among the splits, each part in increasing order.
+
+    Every split of a positive share gets at least one; the rest go one by one to the split that lacks
+    most of its share.
+    """
+    share = np.array(fractions)
+    sizes = (share > 0).astype(int)
+    if n < sizes.sum():
+        raise ValueError(f"too few {what} for {sizes.sum()} splits: {n}")
+    for _ in range(n - sizes.sum()):
+        sizes[np.argmax(share * n - sizes)] += 1
+    # An iteration far beyond those of any run, whose tasks would be drawn with the same numbers.
+    order = np.argsort(uniforms(seed, 2**64, 0, 1, n)[0], kind="stable")
+    parts = np.split(order, np.cumsum(sizes)[:2])
+    return {split: np.sort(part) for split, part in zip(SPLITS, parts, strict=True)}
+
+
+def distinct(u: Array, n: ArrayLike) -> Array:
+    """Distinct whole numbers below n, one for each uniform number of the last axis.
+
+    Every ordered choice is equally likely. Number i is the r-th, from 0, of those not drawn before,
+    r = ⌊u_i (n − i)⌋; with s_0 < s_1 < .. drawn before, that is r + #{j : s_j − j ≤ r}.
+
+    Parameters
+    ----------
+    u : ndarray, (..., k)
+        In [0, 1).
+    n : int or array_like of int, (...)
+        At least k.
+
+    Returns
+    -------
+    ndarray, (..., k)
+        int64.
+    """
+    drawn = np.empty(u.shape, dtype=np.int64)
+    for i in range(u.shape[-1]):
+        r = (u[..., i] * (np.asarray(n) - i)).astype(np.int64)
+        before = np.sort(drawn[..., :i], axis=-1) - np.arange(i)
+        drawn[..., i] = r + (before <= r[..., None]).sum(-1)
+    return drawn

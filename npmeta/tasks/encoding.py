@@ -1,0 +1,164 @@
+"""How rows of a table become what a network sees, and its outputs answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from npmeta._validation import Array, check_finite, unknown_name
+
+__all__ = ["Encoding"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How rows of a table become what the network sees, and its outputs become answers.
+
+    A :class:`Table` fits one to its training tasks. Kept beside the trained network (it goes into
+    JSON by way of :meth:`to_dict`), it is all that later predictions need of the table.
+
+    Parameters
+    ----------
+    features : tuple of str
+        Columns that are the inputs, in order.
+    target : str
+        Column to be predicted.
+    mean, std : tuple of float
+        Of each feature; inputs are (x − mean) / std.
+    target_mean, target_std : float
+        The same for a target that is a number.
+    classes : tuple of str or None
+        Names behind labels 0, 1, ..; None where the target is a number.
+
+    Attributes
+    ----------
+    kind : {"number", "class"}
+    n_in, n_out : int
+        Number of features; 1 for a number, else the number of classes.
+
+    Raises
+    ------
+    ValueError
+        If there are no features, names are repeated, lengths differ, a number is not finite, a
+        standard deviation is not positive, or there is only one class.
+
+    Examples
+    --------
+    >>> from npmeta.tasks import Encoding
+    >>> encoding = Encoding(("hour", "load"), "price", mean=(12, 50), std=(6, 10), target_mean=30)
+    >>> encoding.encode([[18, 45]])
+    array([[ 1. , -0.5]])
+    >>> encoding.decode([[2.5]])
+    array([32.5])
+    """
+
+    features: tuple[str, ...]
+    target: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    target_mean: float = 0.0
+    target_std: float = 1.0
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("features", "mean", "std", "classes"):  # JSON has lists
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        n = len(self.features)
+        if not n or len(set(self.features)) < n:
+            raise ValueError(f"features must be different columns, at least one, got {self.features}")
+        if len(self.mean) != n or len(self.std) != n:
+            raise ValueError(
+                f"mean and std must have a number for each of {n} features, got {len(self.mean)} and "
+                f"{len(self.std)}"
+            )
+        check_finite(np.array([*self.mean, self.target_mean], dtype=float), "mean and target_mean")
+        deviations = np.array([*self.std, self.target_std], dtype=float)
+        check_finite(deviations, "std and target_std")
+        if deviations.min() <= 0:
+            raise ValueError(f"std and target_std must be positive, got {deviations.min()}")
+        if self.classes is not None and not 1 < len(self.classes) == len(set(self.classes)):
+            raise ValueError(f"classes must be at least two different names, got {self.classes}")
+
+    @property
+    def kind(self) -> str:
+        return "number" if self.classes is None else "class"
+
+    @property
+    def n_in(self) -> int:
+        return len(self.features)
+
+    @property
+    def n_out(self) -> int:
+        return 1 if self.classes is None else len(self.classes)
+
+    def encode(self, x: ArrayLike) -> Array:
+        """Network inputs for rows of features in the table's units, both ``(..., n_in)``."""
+        rows = np.asarray(x, dtype=np.float64)
+        if rows.ndim < 1 or rows.shape[-1] != self.n_in:
+            raise ValueError(f"x must have shape (..., {self.n_in}), got {rows.shape}")
+        check_finite(rows, "x")
+        encoded: Array = (rows - self.mean) / self.std
+        return encoded
+
+    def encode_targets(self, y: ArrayLike) -> Array:
+        """Targets for the loss: numbers ``(...)`` to ``(..., 1)``, class names to labels ``(...)``.
+
+        Raises
+        ------
+        ValueError
+            If a number is not finite or a class is not one of :attr:`classes`.
+        """
+        if self.classes is None:
+            numbers = np.asarray(y, dtype=np.float64)
+            check_finite(numbers, "y")
+            encoded: Array = (numbers[..., None] - self.target_mean) / self.target_std
+            return encoded
+        names = np.asarray(y)
+        label = {name: i for i, name in enumerate(self.classes)}
+        for name in names.flat:
+            if str(name) not in label:
+                raise unknown_name(str(name), list(self.classes), "class")
+        labels = np.array([label[str(name)] for name in names.flat], dtype=np.int64)
+        return labels.reshape(names.shape)
+
+    def decode(self, outputs: ArrayLike) -> Array:
+        """Answers for outputs ``(..., n_out)``: numbers in the table's units or class names ``(...)``.
+
+        The class with the largest output is the answer.
+        """
+        o = np.asarray(outputs)
+        if o.ndim < 1 or o.shape[-1] != self.n_out:
+            raise ValueError(f"outputs must have shape (..., {self.n_out}), got {o.shape}")
+        answers: Array
+        if self.classes is None:
+            answers = self.target_mean + self.target_std * o[..., 0]
+        else:
+            answers = np.array(self.classes)[o.argmax(-1)]
+        return answers
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them: lists, numbers and strings."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Encoding:
+        """The encoding that :meth:`to_dict` gave.
+
+        Raises
+        ------
+        ValueError
+            If a field is missing, unknown or out of range.
+        """
+        names = [f.name for f in fields(Encoding)]
+        for name in values:
+            if name not in names:
+                raise unknown_name(name, names, "field of an encoding")
+        for name in names:
+            if name not in values:
+                raise ValueError(f"an encoding needs the field {name!r}")
+        return Encoding(**values)
