@@ -293,6 +293,8 @@ BAD_TARGETS = [
     ("mse", np.zeros((1, 2, 3)), r"shape \(T, rows, 4\) for mse with 4 outputs, got \(1, 2, 3\)"),
     ("cross_entropy", np.zeros((1, 2, 3)), r"shape \(T, rows, 4\) or .* got \(1, 2, 3\)"),
     ("mse", np.zeros((1, 1, 2, 4)), r"got \(1, 1, 2, 4\)"),
+    ("mse", np.zeros((1, 0, 4)), r"support_y must hold at least one task and one row, got \(1, 0, 4\)"),
+    ("hinge", np.zeros((2, 0), int), "support_y must hold at least one task and one row"),
     ("mse", [[[0, 0, np.nan, 0]]], r"support_y\[0, 0, 2\] is nan \(1 of 4 values are not finite\)"),
     ("huber", [[[0, np.inf, np.nan, 0]]], r"support_y\[0, 0, 1\] is inf \(2 of 4"),
     ("cross_entropy", [[[np.nan, 0, 1, 0]]], r"support_y\[0, 0, 0\] is nan"),

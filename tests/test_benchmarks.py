@@ -1,0 +1,293 @@
+"""The benchmark: its cases, its judgement of gradients, and one run of it. Nothing about speed."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import npmeta as nm
+from benchmarks.cases import CASES, QUICK, make_problem
+from benchmarks.peers import PEERS, REFERENCE, Peer, Prepared
+from benchmarks.report import format_header, format_row, problems
+from benchmarks.runner import Plan, measure
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# As published: network, T, K, Q, S, loss.
+PUBLISHED = {
+    "sine-1": ("1-40-40-1", 25, 10, 10, 1, "mse"),
+    "sine-5": ("1-40-40-1", 25, 10, 10, 5, "mse"),
+    "sine-1000": ("1-40-40-1", 1000, 10, 10, 1, "mse"),
+    "omniglot-5w1s": ("784-256-128-64-64-5", 32, 5, 5, 5, "cross_entropy"),
+    "omniglot-5w1s-q75": ("784-256-128-64-64-5", 32, 5, 75, 5, "cross_entropy"),
+    "omniglot-20w1s": ("784-256-128-64-64-20", 16, 20, 20, 5, "cross_entropy"),
+}
+
+SHORT = Plan(rounds=2, turn=0.0, row=60.0)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+# --- cases ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_case_has_the_published_sizes(name):
+    case = CASES[name]
+    network = "-".join(map(str, case.widths))
+    sizes = case.tasks, case.support_rows, case.query_rows, case.steps
+    assert (network, *sizes, case.loss) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_arrays_are_those_of_the_case(name, dtype):
+    case, (_, model, theta, tasks) = CASES[name], make_problem(CASES[name], dtype)
+    T, K, Q = case.tasks, case.support_rows, case.query_rows
+    n_in, n_out = case.widths[0], case.widths[-1]
+    assert model.activations[0].name == "relu"
+    assert theta.dtype == tasks.support_x.dtype == tasks.query_x.dtype == dtype
+    assert (tasks.support_x.shape, tasks.query_x.shape) == ((T, K, n_in), (T, Q, n_in))
+    for y, rows in ((tasks.support_y, K), (tasks.query_y, Q)):
+        if case.loss == "mse":
+            assert (y.shape, y.dtype) == ((T, rows, n_out), dtype)
+        else:
+            assert y.dtype.kind == "i"
+            assert (np.sort(y, axis=1) == np.repeat(np.arange(n_out), rows // n_out)).all()
+
+
+def test_images_are_sparse_drawings_in_the_unit_interval():
+    tasks = make_problem(CASES["omniglot-5w1s-q75"], "float64").tasks
+    for x in (tasks.support_x, tasks.query_x):
+        assert x.min() == 0.0
+        assert x.max() <= 1.0
+        assert 0.05 < (x > 0).mean() < 0.2
+        # A blank image has pre-activations of exactly 0, where libraries may differ in the slope.
+        assert (x > 0).any(-1).all()
+    # An image is nearer to the one of its class than to those of the others.
+    overlap = np.einsum("tqi,tki->tqk", tasks.query_x, tasks.support_x)
+    assert (overlap.argmax(-1) == tasks.query_y).all()
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_seed_names_its_arrays(name):
+    def arrays(dtype, seed):
+        _, _, theta, tasks = make_problem(CASES[name], dtype, seed)
+        return [theta, tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y]
+
+    first, again, other = arrays("float64", 0), arrays("float64", 0), arrays("float64", 1)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (first[0] != other[0]).any()
+    assert (first[1] != other[1]).any()
+    # float32 is the same problem, rounded.
+    for a, b in zip(first, arrays("float32", 0), strict=True):
+        np.testing.assert_array_equal(a.astype(b.dtype), b)
+
+
+# --- the judgement of gradients -------------------------------------------------------------------
+
+
+def peer(name="peer", loss=lambda loss: loss, grad=lambda grad: grad, **options) -> Peer:
+    """npmeta's gradient under another name, read with a mistake."""
+
+    def prepare(problem) -> Prepared:
+        run, read = REFERENCE.prepare(problem)
+
+        def misread(out):
+            its_loss, its_grad = read(out)
+            return loss(its_loss), grad(its_grad)
+
+        return Prepared(run, misread)
+
+    return Peer(name, options.pop("package", "npmeta"), prepare, **options)
+
+
+def row_of(*peers: Peer, dtype="float64", plan=SHORT, cores=1, name="sine-1"):
+    return measure(make_problem(CASES[name], dtype), peers, plan, cores)
+
+
+def first_order(problem) -> Prepared:
+    case = problem.case
+    maml = nm.MAML(problem.model, case.loss, case.inner_lr, case.steps, first_order=True)
+    return Prepared(
+        lambda: maml.meta_gradient(problem.theta, problem.tasks), lambda out: (out.loss, out.grad)
+    )
+
+
+def instant(problem) -> Prepared:
+    """Wrong, and faster than anybody."""
+    return Prepared(lambda: None, lambda _: (1.0, np.zeros_like(problem.theta)))
+
+
+WRONG = {
+    "a little larger": peer(grad=lambda grad: grad * (1 + 1e-9)),
+    "one component": peer(grad=lambda grad: grad + 1e-6 * np.abs(grad).max() * np.eye(len(grad))[7]),
+    "not a number": peer(grad=lambda grad: grad * np.nan),
+    "infinite": peer(grad=lambda grad: np.full_like(grad, np.inf)),
+    "another order": peer(grad=lambda grad: grad[::-1]),
+    "a shape that broadcasts": peer(grad=lambda grad: grad[:, None]),
+    "too short": peer(grad=lambda grad: grad[:-1]),
+    "another dtype": peer(grad=lambda grad: grad.astype(np.float32)),
+    "only the loss": peer(loss=lambda loss: loss * (1 + 1e-9)),
+    "a loss that is no number": peer(loss=lambda loss: float("nan")),
+    "first order": Peer("peer", "npmeta", first_order),
+    "instant": Peer("peer", "npmeta", instant),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_gradient_gets_no_time(mistake):
+    row = row_of(WRONG[mistake], peer("right"))
+    entry = row["entries"]["peer"]
+    assert entry["status"] == "disagrees"
+    assert entry["samples"] == []
+    assert entry["median"] is None
+    assert row["best_peer"] == "right"
+    shown = {"setting": "one-core", **row}
+    assert "DISAGREES" in format_row(shown, ["peer", "right"])
+    (line,) = problems(shown)
+    assert "sine-1 float64 one core: peer disagrees" in line
+    json.dumps(row, allow_nan=False)
+
+
+def test_float32_allows_for_rounding_and_for_little_more():
+    assert row_of(peer(grad=lambda g: g * (1 + 2**-13)), dtype="float32")["best_peer"] == "peer"
+    for wrong in (peer(grad=lambda g: g * (1 + 2**-9)), Peer("peer", "npmeta", first_order)):
+        assert row_of(wrong, dtype="float32")["entries"]["peer"]["status"] == "disagrees"
+
+
+def test_a_right_gradient_gets_a_time_and_the_ratio_is_of_medians():
+    row = row_of(peer("a"), peer("b"), plan=Plan(rounds=3, turn=0.005, row=60.0))
+    medians = {}
+    for name, entry in row["entries"].items():
+        assert entry["status"] == "ok"
+        assert entry["gradient_difference"] == entry["loss_difference"] == 0.0
+        assert len(entry["samples"]) == 3
+        samples = [sample for turn in entry["samples"] for sample in turn]
+        assert min(samples) > 0
+        medians[name] = statistics.median(samples)
+        assert entry["median"] == medians[name]
+    ours = medians.pop("npmeta")
+    assert row["best_peer"] == min(medians, key=medians.get)
+    assert row["ratio"] == medians[row["best_peer"]] / ours
+    assert problems({"setting": "one-core", **row}) == []
+
+
+def test_a_peer_that_raises_fails_alone():
+    def prepare(problem):
+        raise RuntimeError("no such device\nand a long story")
+
+    row = row_of(Peer("broken", "npmeta", prepare), peer("right"))
+    assert row["entries"]["broken"]["status"] == "failed"
+    assert row["entries"]["broken"]["note"] == "RuntimeError: no such device"
+    assert row["best_peer"] == "right"
+    assert "FAILED" in format_row({"setting": "all-cores", **row}, ["broken", "right"])
+
+
+def test_an_absent_peer_is_not_an_error():
+    row = row_of(peer("absent", package="no_such_package_here"))
+    assert row["entries"]["absent"]["status"] == "not installed"
+    assert (row["best_peer"], row["ratio"]) == (None, None)
+    assert problems({"setting": "one-core", **row}) == []
+
+
+def test_a_peer_uses_one_thread_or_all_and_is_compared_with_one():
+    asked_for = []
+    threaded = peer("threaded", set_threads=asked_for.append)
+    entry = row_of(threaded, cores=3)["entries"]["threaded"]
+    assert asked_for[:3] == [1, 1, 3]
+    assert entry["threads"] in (1, 3)
+    assert set(asked_for[3:]) == {entry["threads"]}
+
+
+def test_a_long_row_ends_after_its_first_round():
+    row = row_of(peer(), plan=Plan(rounds=50, turn=0.0, row=0.0))
+    assert [len(entry["samples"]) for entry in row["entries"].values()] == [1, 1]
+
+
+def test_columns_are_aligned():
+    columns = ["right", "torch-batched"]
+    row = row_of(peer("right"), Peer("torch-batched", "npmeta", instant))
+    header, line = format_header(columns), format_row({"setting": "one-core", **row}, columns)
+    assert len(header) == len(line)
+    for column in columns:
+        assert line[header.index(column) + len(column)] == " "
+        assert line[header.index(column) + len(column) - 1] != " "
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_list_names_every_case_and_peer():
+    done = run("--list")
+    assert done.returncode == 0, done.stderr
+    for name in (*CASES, *PEERS):
+        assert f"  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--case", "sine-2"), ("--peer", "abacus"), ("--repeats", "0")])
+def test_the_command_line_knows_its_words(arguments):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert arguments[0] in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_heard_of_first(tmp_path):
+    done = run("--quick", "--case", "sine-1", "--json", str(tmp_path / "no" / "such.json"))
+    assert done.returncode == 1
+    assert done.stdout == ""
+
+
+def test_a_quick_run_compares_gradients_and_keeps_every_sample(tmp_path):
+    file = tmp_path / "quick.json"
+    done = run("--quick", "--case", "sine-1", "--repeats", "2", "--json", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(file.read_text(encoding="utf-8"))
+
+    assert report["format"] == "npmeta benchmark 1"
+    assert report["machine"]["cpu"]
+    assert report["machine"]["cores"] >= 1
+    assert report["versions"]["numpy"] == np.__version__
+    assert report["plan"]["rounds"] == 2
+
+    # One core means one core, in force before any library was loaded.
+    one, every = report["settings"]["one-core"], report["settings"]["all-cores"]
+    assert one["variables"]["OPENBLAS_NUM_THREADS"] == "1"
+    assert "OPENBLAS_NUM_THREADS" not in every["variables"]
+    if hasattr(os, "sched_setaffinity"):
+        assert len(one["cores"]) == 1
+        assert one["cores"][0] in every["cores"]
+    assert len(every["cores"]) == report["machine"]["cores"]
+
+    expected = [
+        ("sine-1", dtype, setting)
+        for setting in ("one-core", "all-cores")
+        for dtype in ("float32", "float64")
+    ]
+    assert [(row["case"], row["dtype"], row["setting"]) for row in report["rows"]] == expected
+    for row in report["rows"]:
+        assert row["tolerance"] <= {"float32": 1e-3, "float64": 1e-10}[row["dtype"]]
+        asked_for = [name for name, peer in PEERS.items() if peer.by_default]
+        assert list(row["entries"]) == ["npmeta", *asked_for]
+        for name, entry in row["entries"].items():
+            if name != "npmeta" and not PEERS[name].installed:
+                assert entry["status"] == "not installed"
+                continue
+            assert entry["status"] == "ok", entry["note"]
+            assert 0 <= entry["gradient_difference"] <= row["tolerance"]
+            assert 0 <= entry["loss_difference"] <= row["tolerance"]
+            assert 1 <= len(entry["samples"]) <= 2
+            assert all(sample > 0 for turn in entry["samples"] for sample in turn)
+            assert entry["median"] > 0
+
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("sine-1 ") for line in lines) == 4

@@ -1,0 +1,221 @@
+"""The documentation: every block runs, and what it includes is there.
+
+Pytest runs the pages' doctests itself (docs/*.rst). Here the command lines run, and the pages are held
+to the rule that there are no other blocks. Whether Sphinx builds them is CI's question.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import npmeta as nm
+from npmeta.activations import ACTIVATIONS
+from npmeta.losses import LOSSES
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.rst"))
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+class Directive(NamedTuple):
+    """``.. name:: argument``, with its options, and its content line by line."""
+
+    name: str
+    argument: str
+    options: dict[str, str]
+    content: list[str]
+
+
+def directives(page: Path) -> list[Directive]:
+    """Every directive of a page, nested ones too."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, line in enumerate(lines):
+        match = re.match(r"( *)\.\. ([\w:-]+)::(?: +(.*))?$", line)
+        if match is None:
+            continue
+        block = []
+        for other in lines[number + 1 :]:
+            if other.strip() and len(other) - len(other.lstrip()) <= len(match[1]):
+                break
+            block.append(other.strip())
+        options = {}
+        while block and (option := re.match(r":([\w-]+):(?: +(.*))?$", block[0])):
+            options[option[1]] = option[2] or ""
+            block.pop(0)
+        while block and not block[0]:
+            block.pop(0)
+        found.append(Directive(match[2], match[3] or "", options, block))
+    return found
+
+
+def named(page: Path, *names: str) -> list[Directive]:
+    return [directive for directive in directives(page) if directive.name in names]
+
+
+# --- structure ------------------------------------------------------------------------------------
+
+
+def test_every_page_is_in_a_table_of_contents():
+    listed = {entry for page in PAGES for tree in named(page, "toctree") for entry in tree.content}
+    assert {page.stem for page in PAGES} == (listed - {""}) | {"index"}
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = DOCS / "api.rst"
+    kinds = ("autoclass", "autofunction", "automodule", "autodata", "py:data")
+    described = {directive.argument for directive in named(reference, *kinds)}
+    assert {f"npmeta.{name}" for name in nm.__all__} <= described
+
+
+@pytest.mark.parametrize("names", [LOSSES, ACTIVATIONS], ids=["losses", "activations"])
+def test_the_notation_defines_every_loss_and_activation(names):
+    rows = re.findall(r"^   \* - ``(\w+)``", (DOCS / "notation.rst").read_text("utf-8"), re.MULTILINE)
+    assert set(names) <= set(rows)
+
+
+@pages
+def test_every_block_is_run_or_included(page):
+    """Doctests and command lines run; other code is a part of a file. Nothing else looks like code."""
+    for block in named(page, "code-block", "code", "sourcecode", "parsed-literal", "highlight"):
+        assert (block.name, block.argument) == ("code-block", "console"), block
+        lines = [line for line in block.content if line]
+        assert lines[0].startswith("$ npmeta "), block
+        assert all(line.startswith("$ npmeta ") for line in lines if line.startswith("$")), block
+    text = page.read_text(encoding="utf-8")
+    # "Like this::" would begin a block that nothing runs.
+    assert not re.findall(r"^(?!\s*\.\. ).*::$", text, re.MULTILINE)
+    assert "doctest: +SKIP" not in text
+
+
+# --- what pages include ---------------------------------------------------------------------------
+
+
+def source_of(module: Path, name: str) -> list[str]:
+    """The lines of a function, class or method, found as Sphinx finds it."""
+    text = module.read_text(encoding="utf-8")
+    body = ast.parse(text).body
+    for part in name.split("."):
+        (node,) = (n for n in body if getattr(n, "name", None) == part)
+        body = node.body
+    return text.splitlines()[node.lineno - 1 : node.end_lineno]
+
+
+@pages
+def test_included_code_is_there(page):
+    for include in named(page, "literalinclude"):
+        file = page.parent / include.argument
+        options = include.options
+        if "pyobject" in options:
+            lines = source_of(file, options["pyobject"])
+        else:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        for start in ("start-at", "start-after"):
+            if start in options:
+                numbers = [i for i, line in enumerate(lines) if options[start] in line]
+                assert numbers, include
+                lines = lines[numbers[0] + (start == "start-after") :]
+        for end in ("end-at", "end-before"):
+            if end in options:
+                skipped = lines if end == "end-at" else lines[1:]
+                assert any(options[end] in line for line in skipped), include
+        assert lines, include
+    for raw in named(page, "raw"):
+        assert (page.parent / raw.options["file"]).is_file(), raw
+    for name in re.findall(r":download:`[^<`]*<([^>]*)>`", page.read_text(encoding="utf-8")):
+        assert (page.parent / name).is_file(), name
+
+
+def test_figures_are_as_drawn():
+    path = DOCS / "figures" / "draw.py"
+    spec = importlib.util.spec_from_file_location("draw", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, draw in module.FIGURES.items():
+        assert (path.parent / name).read_text(encoding="utf-8") == draw()
+
+
+# --- command lines --------------------------------------------------------------------------------
+
+
+def commands(page: Path) -> list[tuple[str, str]]:
+    """The command lines of a page, each with the output shown below it."""
+    found: list[tuple[str, str]] = []
+    for block in named(page, "code-block"):
+        for line in block.content:
+            if line.startswith("$ "):
+                found.append((line[2:], ""))
+            else:
+                command, output = found.pop()
+                found.append((command, f"{output}{line}\n"))
+    return found
+
+
+NUMBER = r"-?\d+\.\d+(?:e[+-]\d+)?"
+
+
+def assert_as_shown(shown: str, output: str) -> None:
+    """``...`` stands for anything, space for any space, and a decimal number for one within 5%.
+
+    Hundreds of training steps let the rounding of another machine grow, if not to 5%.
+    """
+    parts = re.split(rf"(\.\.\.|{NUMBER}|\s+)", shown.strip())
+    pattern = "".join(
+        ".*?"
+        if part == "..."
+        else f"({NUMBER})"
+        if re.fullmatch(NUMBER, part)
+        else r"\s+"
+        if part.isspace()
+        else re.escape(part)
+        for part in parts
+    )
+    match = re.fullmatch(pattern, output.strip(), re.DOTALL)
+    assert match, f"shown:\n{shown}\noutput:\n{output}"
+    expected = [float(part) for part in parts if re.fullmatch(NUMBER, part)]
+    for number, actual in zip(expected, map(float, match.groups()), strict=True):
+        assert math.isclose(actual, number, rel_tol=0.05), f"{actual}, shown {number}\n{output}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+def test_command_lines_run(page, tmp_path):
+    """In order, in one folder with the example files, each with exit status 0."""
+    shutil.copytree(DOCS / "examples", tmp_path, dirs_exist_ok=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONIOENCODING": "utf-8",
+    }
+    for command, shown in commands(page):
+        program, *arguments = shlex.split(command)
+        assert program == "npmeta"
+        done = subprocess.run(
+            [sys.executable, "-m", "npmeta", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert_as_shown(shown, done.stdout)
+
+
+def test_output_is_compared():
+    assert_as_shown("a  0.50 ... c\n", "a 0.51\nb 3.0\nc")
+    for other in ("a 0.60 b c", "a 0.51", "a 0.51 b d"):
+        with pytest.raises(AssertionError):
+            assert_as_shown("a 0.50 ... c", other)
