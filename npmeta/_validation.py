@@ -23,8 +23,9 @@ MOST_LISTED = 16
 
 def unknown_name(name: object, known: list[str], kind: str) -> ValueError:
     """The error for a name that is not known, with the nearest one that is."""
-    near = get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    by_lower_case = {entry.lower(): entry for entry in known}
+    near = get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.4)
+    hint = f" (did you mean {by_lower_case[near[0]]!r}?)" if near else ""
     listed = ", ".join(known[:MOST_LISTED]) + (", ..." if len(known) > MOST_LISTED else "")
     return ValueError(f"unknown {kind} {name!r}{hint}; known: {listed}")
 
@@ -66,8 +67,8 @@ def as_parameters(theta: ArrayLike, n_params: int, name: str = "theta") -> Array
 def as_features(x: ArrayLike, name: str = "x") -> Array:
     """A finite numeric array with at least a task and a row axis, ``(T, rows, ...)``."""
     array = np.asarray(x)
-    if array.dtype.kind not in "biufc":
-        raise ValueError(f"{name} must be numeric, got dtype {array.dtype}")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
     if array.ndim < 2:
         raise ValueError(f"{name} must have shape (T, rows, ...), got {array.shape}")
     if 0 in array.shape[:2]:

@@ -80,8 +80,8 @@ class Loss:
             If the shape does not fit, a value is not finite, or a label is out of range.
         """
         array = np.asarray(y)
-        if array.dtype.kind not in "biufc":
-            raise ValueError(f"{name} must be numeric, got dtype {array.dtype}")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
         if array.size == 0:
             raise ValueError(f"{name} must hold at least one task and one row, got {array.shape}")
         if self.targets == "classes" and array.ndim == 2:

@@ -167,10 +167,10 @@ class MLP:
             raise ValueError(f"widths must be two or more positive integers, got {widths!r}")
         n_hidden = len(self.widths) - 2
         names = (
-            [activation] * n_hidden if isinstance(activation, str | Activation) else list(activation)
+            list(activation)
+            if isinstance(activation, Sequence) and not isinstance(activation, str)
+            else [_activations.get(activation)] * n_hidden  # a linear model hears of a bad name too
         )
-        if isinstance(activation, str):
-            _activations.get(activation)  # a linear model, too, hears of a misspelt name
         if len(names) != n_hidden:
             raise ValueError(
                 f"expected one activation, or one for each of the {n_hidden} hidden layers, "
@@ -353,8 +353,8 @@ class MLP:
     def features(self, x: ArrayLike, dtype: DType, name: str = "x") -> Array:
         """x checked, ``(..., rows, n_in)``, and cast to ``dtype``."""
         array = np.asarray(x)
-        if array.dtype.kind not in "biufc":
-            raise ValueError(f"{name} must be numeric, got dtype {array.dtype}")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
         if array.ndim not in (2, 3) or array.shape[-1] != self.widths[0]:
             raise ValueError(
                 f"{name} must have shape (rows, {self.widths[0]}) or (T, rows, {self.widths[0]}) "

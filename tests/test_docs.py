@@ -156,10 +156,10 @@ def commands(page: Path) -> list[tuple[str, str]]:
     """The command lines of a page, each with the output shown below it."""
     found: list[tuple[str, str]] = []
     for block in named(page, "code-block"):
-        for line in block.content:
+        for line in block.content if block.argument == "console" else ():
             if line.startswith("$ "):
                 found.append((line[2:], ""))
-            else:
+            elif found:
                 command, output = found.pop()
                 found.append((command, f"{output}{line}\n"))
     return found

@@ -325,6 +325,16 @@ def test_a_misspelt_activation(sizes):
         nm.MLP(sizes, "tahn")
 
 
+@pytest.mark.parametrize("name", ["TANHH", "Tanh", None, 3])
+@pytest.mark.parametrize("sizes", [[1, 1], [1, 2, 1]])
+def test_names_that_are_none(sizes, name):
+    with pytest.raises(ValueError, match=f"unknown activation {name!r}"):
+        nm.MLP(sizes, name)
+    if isinstance(name, str):
+        with pytest.raises(ValueError, match="did you mean 'tanh'"):
+            nm.MLP(sizes, name)
+
+
 @pytest.mark.parametrize("theta", [np.ones(12), np.ones((2, 12)), np.ones((1, 1, 13)), np.float64(3)])
 def test_parameters_of_another_length(theta):
     model = nm.MLP([2, 3, 1])
@@ -349,7 +359,8 @@ def test_parameters_of_another_dtype(theta):
         (np.ones((4, 3)), r"x must have shape \(rows, 2\) or \(T, rows, 2\) .* got \(4, 3\)"),
         (np.ones(2), r"got \(2,\)"),
         (np.ones((1, 2, 4, 2)), r"got \(1, 2, 4, 2\)"),
-        ([["a", "b"]], "x must be numeric, got dtype <U1"),
+        ([["a", "b"]], "x must hold real numbers, got dtype <U1"),
+        ([[1j, 0.0]], "x must hold real numbers, got dtype complex128"),
         ([[1.0, np.nan]], r"x must be finite, but x\[0, 1\] is nan"),
         ([[-np.inf, 1.0]], r"x must be finite, but x\[0, 0\] is -inf"),
     ],

@@ -319,7 +319,7 @@ BAD_BATCHES = [
     (np.ones((0, 4, 2)), np.ones((0, 4, 3)), "x must hold at least one task and one row"),
     (np.full((3, 4, 2), np.nan), np.ones((3, 4, 3)), r"x\[0, 0, 0\] is nan \(24 of 24"),
     (np.ones((3, 4, 2)), np.full((3, 4, 3), np.inf), r"y\[0, 0, 0\] is inf"),
-    (np.full((3, 4, 2), "a"), np.ones((3, 4, 3)), "x must be numeric, got dtype <U1"),
+    (np.full((3, 4, 2), "a"), np.ones((3, 4, 3)), "x must hold real numbers, got dtype <U1"),
 ]
 
 

@@ -61,8 +61,8 @@ def test_an_empty_part_is_refused():
         ((X, Y, X[:, :0], Y[:, :0]), "query_x must hold at least one task and one row"),
         ((X, Y, X * np.nan, Y), r"query_x must be finite, but query_x\[0, 0, 0\] is nan \(24 of 24"),
         ((X, Y * np.inf, X, Y), r"support_y must be finite, but support_y\[0, 0, 0\] is inf"),
-        ((X.astype(str), Y, X, Y), "support_x must be numeric, got dtype <U"),
-        ((X, None, X, Y), "support_y must be numeric, got dtype object"),
+        ((X.astype(str), Y, X, Y), "support_x must hold real numbers, got dtype <U"),
+        ((X, None, X, Y), "support_y must hold real numbers, got dtype object"),
     ],
 )
 def test_sets_that_do_not_fit(arrays, message):

@@ -114,7 +114,10 @@ def plane():
         return 350 + 130 * point[0], 200 - 130 * point[1]
 
     parts = []
-    for matrix, centre, colour, name, side in ((A, c, SUPPORT, "L^{S}", 16), (B, d, QUERY, "L^{Q}", -10)):
+    for matrix, centre, colour, name, side in (
+        (A, c, SUPPORT, "L^{S}", 16),
+        (B, d, QUERY, "L^{Q}", -10),
+    ):
         values, axes = np.linalg.eigh(matrix)
         angle = -np.degrees(np.arctan2(axes[1, 0], axes[0, 0]))
         x, y = place(centre)
