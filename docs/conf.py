@@ -56,7 +56,6 @@ def setup(app):
     app.connect("autodoc-skip-member", skip_fields_of_tuples)
     app.connect("autodoc-process-signature", name_types_plainly)
     app.connect("autodoc-process-docstring", keep_first_sentence, priority=400)  # before napoleon
-    app.connect("autodoc-process-docstring", take_literally, priority=400)
 
 
 def leave_words_alone(app, env, node, contnode):
@@ -85,18 +84,3 @@ def keep_first_sentence(app, what, name, obj, options, lines):
     """Napoleon takes what stands before a colon in the first line of a comment on data for its type."""
     if what in ("data", "attribute", "property") and lines:
         lines.insert(0, "")
-
-
-def take_literally(app, what, name, obj, options, lines):
-    """Docstrings use no substitutions and no named links: |r| is an absolute value, support_ a name."""
-    math_indent = None
-    for i, line in enumerate(lines):
-        indent = len(line) - len(line.lstrip())
-        if line.strip() and math_indent is not None and indent <= math_indent:
-            math_indent = None
-        if line.lstrip().startswith(".. math::"):
-            math_indent = indent
-        if math_indent is None and not line.lstrip().startswith((">>>", "...")):
-            parts = re.split(r"(`+[^`]*`+)", line)
-            parts[::2] = [re.sub(r"\|(?=\S)|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
-            lines[i] = "".join(parts)

@@ -347,6 +347,8 @@ def plot_run(folder: Path, out: Path | None) -> int:
     tasks = run.config.tasks()
     algorithm = run.config.algorithm(tasks.n_in, tasks.n_out)
     params = run.load().params
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     for path in _draw(
         run, tasks, algorithm, params, _score(run, tasks, algorithm, params), out or folder
     ):

@@ -168,12 +168,21 @@ class Config:
         return MAML(
             model,
             v["loss"],
-            inner_lr=_one_or_list(v["inner_lr"]),
+            inner_lr=self._inner_lr(),
             inner_steps=v["inner_steps"],
             first_order=v["first_order"],
             inner_weight_decay=v["inner_weight_decay"],
             learn_inner_lr=v["learn_inner_lr"],
         )
+
+    def _inner_lr(self) -> Any:
+        """A number, a list for MAML to read, or a row (layers) or column (steps) of values."""
+        values = self.values["inner_lr"]
+        if self.values["inner_lr_per"] == "layer":
+            return [values]
+        if self.values["inner_lr_per"] == "step":
+            return [[value] for value in values]
+        return _one_or_list(values)
 
     def schedule(self) -> Schedule:
         """The schedule of the outer learning rate."""

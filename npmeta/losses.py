@@ -165,7 +165,7 @@ def _mse(o: Array, y: Array) -> LossAt:
 
 
 def huber(delta: float = 1.0) -> Loss:
-    """Mean of ½ r² where |r| ≤ δ, of δ (|r| − ½ δ) elsewhere, with r = o − y (Huber 1964).
+    """Mean of ½ r² where r = o − y lies in [−δ, δ], of δ (abs(r) − ½ δ) elsewhere (Huber 1964).
 
     The second derivative is 1 within δ (the border included) and 0 beyond.
     """

@@ -76,7 +76,7 @@ class Objective(Protocol):
     Attributes
     ----------
     n_params : int
-        P.
+        P, the number of parameters.
     block_sizes : tuple of int
         Lengths of the blocks that may have a step size each (a network's layers); they add up to P.
     hessian : str
@@ -93,7 +93,7 @@ class Objective(Protocol):
     def prepare(self, x: ArrayLike, y: ArrayLike, dtype: DType, name: str = "") -> Batch:
         """Check inputs ``(T, rows, ...)`` and targets, and cast them. ValueError says what is wrong.
 
-        ``name`` is put before "x" and "y" in messages ("support_", say).
+        ``name`` is put before "x" and "y" in messages, ``"support_"`` say.
         """
 
     def hold(self, theta: Array) -> Sequence[Block]:

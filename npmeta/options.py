@@ -217,6 +217,14 @@ OPTIONS: tuple[Option, ...] = (
         low=0,
         length=_MANY,
     ),
+    Option(
+        "algorithm",
+        "inner_lr_per",
+        str,
+        "auto",
+        "what several values of inner_lr are for, where their number could mean either",
+        choices=("auto", "layer", "step"),
+    ),
     Option("algorithm", "inner_steps", int, 1, "inner steps while training", low=0),
     Option("algorithm", "first_order", bool, False, "leave out second derivatives (FOMAML)"),
     Option("algorithm", "inner_weight_decay", float, 0.0, "weight decay in the inner loop", low=0),
@@ -293,14 +301,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "outer_lr": 1e-3,
             "iterations": 70_000,
         },
-        # Finn et al. 2017, appendix A.1, "MAML, no conv", without its batch normalisation.
+        # Finn et al. 2017, appendix A.1, "MAML, no conv", without its batch normalisation. Its step
+        # size of 0.4 is for a loss divided by shots; ours is divided by ways × shots.
         "omniglot": {
             "ways": 5,
             "shots": 1,
             "queries": 1,
             "hidden": [256, 128, 64, 64],
             "activation": "relu",
-            "inner_lr": 0.4,
+            "inner_lr": 2.0,
             "inner_steps": 1,
             "meta_batch": 32,
             "outer_lr": 1e-3,

@@ -64,7 +64,7 @@ class Quadratic(_OnVector):
     Parameters
     ----------
     n_params : int
-        P.
+        P, the number of parameters.
     """
 
     hessian = "exact"
@@ -121,8 +121,8 @@ class FunctionObjective(_OnVector):
         ``(phi (P,), x (rows, ...), y (rows, ...)) -> (value, gradient (P,))`` for one task.
     hvp : callable, optional
         ``(phi (P,), x, y, v (P,)) -> H v (P,)`` for one task. Without it a central difference of the
-        gradient stands in: two more gradients a product, and about 1e-9 relative error in float64
-        (1e-4 in float32) where the gradient is smooth. :attr:`hessian` says which it is.
+        gradient stands in: two more gradients a product, and a relative error below 1e-9 in
+        float64 (1e-4 in float32) where the gradient is smooth. :attr:`hessian` says which it is.
 
     Attributes
     ----------

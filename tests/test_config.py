@@ -140,6 +140,15 @@ def test_the_parts_are_those_that_were_asked_for():
     assert cosine.schedule()(10) == 0.5
 
 
+def test_step_sizes_per_layer_or_per_step():
+    shared = {"hidden": [4], "inner_lr": [0.1, 0.0], "inner_steps": 2}
+    for per, expected in (("layer", [[0.1, 0.0]]), ("step", [[0.1], [0.0]])):
+        maml = Config("sinusoid", shared, {"inner_lr_per": per}).algorithm(1, 1)
+        assert maml.inner_lr == expected
+    with pytest.raises(ValueError, match="could be one per step or one per layer"):
+        Config("sinusoid", shared).algorithm(1, 1)
+
+
 def test_data_must_be_named_and_must_be_the_recorded_one(tmp_path):
     with pytest.raises(ValueError, match="table needs the path of its data: --data PATH"):
         Config("table").tasks()
