@@ -65,6 +65,11 @@ class StepSizes:
         shape = _grid(given.shape, n_steps, len(objective.block_sizes), objective.n_params)
         self._values = given.astype(dtype).reshape(shape)
 
+    @property
+    def per_parameter(self) -> bool:
+        """Whether sizes may differ within a block."""
+        return self._values.shape[1] > len(self._objective.block_sizes)
+
     def __getitem__(self, s: int) -> Sequence[Scale]:
         """α_s, block by block."""
         return self._scales(self._row(s))
@@ -76,7 +81,8 @@ class StepSizes:
         return self._scales(self._row(s) * decay)
 
     def collect(self, per_parameter: Sequence[Array]) -> Array:
-        """Derivatives for every step and parameter, ``S × (P,)``, added up to the values' shape."""
+        """Derivatives for every step and block or parameter, ``S × (L or P,)``, added up to the shape
+        of the values."""
         n_rows, n_columns = self._values.shape
         starts = np.cumsum([0, *self._objective.block_sizes[:-1]])
         total = np.zeros(self._values.shape, dtype=self._values.dtype)
@@ -198,9 +204,12 @@ def pull_back(
     derivatives: list[Array] = []
     for s in reversed(range(len(path.steps))):
         lin = path.steps[s]
-        if with_step_sizes:
+        if with_step_sizes and (step_sizes.per_parameter or decay):
             descent = lin.grad + decay * flatten(path.weights[s]) if decay else lin.grad
             derivatives.insert(0, -(flatten(cotangent) * descent).mean(0))
+        elif with_step_sizes:
+            pairs = zip(cotangent, lin.gradient, strict=True)
+            derivatives.insert(0, -np.array([lam.dot(gradient).mean() for lam, gradient in pairs]))
         if first_order:
             continue
         direction = [lam.scaled(scale) for lam, scale in zip(cotangent, step_sizes[s], strict=True)]

@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta import activations as _activations
 from npmeta._validation import Array, DType, as_parameters, check_finite
 from npmeta.activations import Activation
+from npmeta.factored import FactoredBase, InputBase
 from npmeta.weights import Dense, Layer, OuterSum, Shared, Term, flatten
 
 __all__ = ["MLP", "Backward", "Forward", "backward", "backward_dot", "forward", "forward_dot"]
@@ -264,10 +265,21 @@ class MLP:
             raise ValueError("either all layers have a task axis, of one length, or none has")
         return np.concatenate(flat, axis=-1)
 
-    def layers(self, theta: Array) -> list[Layer]:
-        """The layers of theta as the passes take them: shared for ``(P,)``, dense for ``(T, P)``."""
-        held = Shared if np.ndim(theta) == 1 else Dense
-        return [held(W, b) for W, b in self.unpack(theta)]
+    def layers(self, theta: Array, forms: Sequence[str] | None = None) -> list[Layer]:
+        """The layers of theta as the passes take them: shared for ``(P,)``, dense for ``(T, P)``.
+
+        ``forms`` says for each shared layer what it becomes in the inner loop, "dense" (the default)
+        or "factored".
+        """
+        if np.ndim(theta) == 2:
+            return [Dense(W, b) for W, b in self.unpack(theta)]
+        kinds: list[type[Shared]] = [Shared] * self.n_layers
+        if forms is not None:
+            factored = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
+            kinds = [
+                k if form == "factored" else Shared for k, form in zip(factored, forms, strict=True)
+            ]
+        return [kind(W, b) for kind, (W, b) in zip(kinds, self.unpack(theta), strict=True)]
 
     # --- the network as a function --------------------------------------------------------------
 

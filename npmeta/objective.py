@@ -96,8 +96,8 @@ class Objective(Protocol):
         ``name`` is put before "x" and "y" in messages, ``"support_"`` say.
         """
 
-    def hold(self, theta: Array) -> Sequence[Block]:
-        """Parameters ``(P,)`` or ``(T, P)`` as blocks."""
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+        """Parameters ``(P,)`` or ``(T, P)`` as blocks; ``forms`` as in :meth:`npmeta.MLP.layers`."""
 
     def scales(self, factors: Array) -> Sequence[Scale]:
         """Factors ``(P,)``, or one a block ``(n_blocks,)``, as what the blocks multiply by."""
@@ -199,8 +199,8 @@ class Risk:
             )
         return array, targets
 
-    def hold(self, theta: Array) -> Sequence[Block]:
-        return self.model.layers(theta)
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+        return self.model.layers(theta, forms)
 
     def scales(self, factors: Array) -> Sequence[Scale]:
         if factors.size == self.n_params:

@@ -24,7 +24,7 @@ class _OnVector:
     def block_sizes(self) -> tuple[int, ...]:
         return (self.n_params,)
 
-    def hold(self, theta: Array) -> Sequence[Block]:
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
         return [Vector(theta)]
 
     def scales(self, factors: Array) -> Sequence[Scale]:

@@ -59,6 +59,12 @@ class Block(Protocol):
     def scaled(self, scale: Scale) -> Block:
         """``scale ∘ self``."""
 
+    def cotangent(self, gradient: Any) -> Block:
+        """A gradient as a direction, held the way this block is."""
+
+    def dot(self, gradient: Any) -> Array:
+        """``⟨self, gradient⟩`` for each task, ``(T,)``."""
+
     def flat(self) -> Array:
         """The numbers in a row, ``(T, P_block)``, or ``(P_block,)`` where all tasks share them."""
 
@@ -111,6 +117,15 @@ class OuterSum:
         return Dense(np.asarray(W), np.asarray(b))
 
 
+def paired(layer: Layer, gradient: OuterSum) -> Array:
+    """``⟨layer, gradient⟩`` for each task: ⟨W, leftᵀ right⟩ = Σ (left W) ∘ right, no matrix formed."""
+    total: Array = np.zeros(())
+    for term in gradient.terms:
+        acted = layer.act(term.left) if term.on_bias else layer.act_linear(term.left)
+        total = total + np.einsum("tri,tri->t", acted, term.right)
+    return total
+
+
 class _Held:
     """What :class:`Shared` and :class:`Dense` have in common: a matrix and a bias, multiplied out."""
 
@@ -119,10 +134,13 @@ class _Held:
 
     def descend(
         self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
-    ) -> Dense:
+    ) -> Layer:
         step = gradient.dense().scaled(scale) if scale else gradient.dense()
         W, b = (self.W, self.b) if shrink is None else self._shrunk(*shrink)
         return Dense(W - step.W, b - step.b)
+
+    def cotangent(self, gradient: OuterSum) -> Layer:
+        return gradient.dense()
 
     def _shrunk(self, shrink_W: Any, shrink_b: Any) -> tuple[Array, Array]:
         return self.W - shrink_W * self.W, self.b - shrink_b * self.b
@@ -147,6 +165,9 @@ class Shared(_Held):
 
     def scaled(self, scale: Scale) -> Shared:
         return Shared(scale[0] * self.W, scale[1] * self.b)
+
+    def dot(self, gradient: OuterSum) -> Array:
+        return paired(self, gradient)
 
     def flat(self) -> Array:
         return np.concatenate([self.W.reshape(-1), self.b])
@@ -174,6 +195,9 @@ class Dense(_Held):
     def scaled(self, scale: Scale) -> Dense:
         return Dense(scale[0] * self.W, scale[1] * self.b)
 
+    def dot(self, gradient: OuterSum) -> Array:
+        return paired(self, gradient)
+
     def flat(self) -> Array:
         return np.concatenate([self.W.reshape(len(self.W), -1), self.b], axis=-1)
 
@@ -196,6 +220,13 @@ class Vector:
 
     def scaled(self, scale: Scale) -> Vector:
         return Vector(scale[0] * self.values)
+
+    def cotangent(self, gradient: Vector) -> Vector:
+        return gradient
+
+    def dot(self, gradient: Vector) -> Array:
+        products: Array = np.einsum("tp,tp->t", self.values, gradient.values)
+        return products
 
     def dense(self) -> Vector:
         return self

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, DType, as_parameters, check_finite
+from npmeta._validation import Array, DType, as_parameters, check_finite, unknown_name
 from npmeta.adaptation import StepSizes, adapt, inner_step, pull_back
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, forward
 from npmeta.objective import Batch, Objective, Risk
+from npmeta.plan import FORMS, Plan, make_plan
 from npmeta.weights import Block, flatten
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ class MAML:
         w ≥ 0: the inner loop descends on L^S + (w/2)‖φ‖².
     learn_inner_lr : bool
         Have :meth:`init` make ``inner_lr`` a meta-parameter beside theta, in the shape given here.
+    weights : {"auto", "dense", "factored"}
+        How layers hold the tasks' weights (:mod:`npmeta.factored`). By default each layer has the form
+        that costs less; :meth:`plan` shows which and why. The result is the same within rounding.
 
     Attributes
     ----------
@@ -78,6 +83,7 @@ class MAML:
     first_order: bool = False
     inner_weight_decay: float = 0.0
     learn_inner_lr: bool = False
+    weights: str = "auto"
     objective: Objective = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +96,8 @@ class MAML:
         else:
             objective = self.model
         _check_steps(self.inner_steps, "inner_steps")
+        if self.weights not in FORMS:
+            raise unknown_name(self.weights, list(FORMS), "form of weights")
         if not (np.isfinite(self.inner_weight_decay) and self.inner_weight_decay >= 0):
             raise ValueError(
                 f"inner_weight_decay must be finite and at least 0, got {self.inner_weight_decay}"
@@ -140,7 +148,7 @@ class MAML:
 
         path = adapt(
             self.objective,
-            self.objective.hold(theta),
+            self.objective.hold(theta, self._forms(theta, alpha, support, query)),
             support,
             alpha,
             self.inner_steps,
@@ -149,7 +157,7 @@ class MAML:
         outer = self.objective.at(path.weights[-1], query)
         cotangent, alpha_grad = pull_back(
             path,
-            [gradient.dense() for gradient in outer.gradient],
+            [W.cotangent(g) for W, g in zip(path.weights[-1], outer.gradient, strict=True)],
             alpha,
             self.inner_weight_decay,
             first_order=self.first_order,
@@ -243,7 +251,8 @@ class MAML:
         steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
         theta, alpha = self._meta_parameters(params)
         support, query = self._prepare(tasks, theta.dtype)
-        point = self.objective.hold(theta)
+        forms = self._forms(theta, alpha, support, query, steps, second_order=False)
+        point = self.objective.hold(theta, forms)
         scored = [self.objective.value(point, query)]
         for s in range(steps):
             _, point = inner_step(self.objective, point, support, alpha, s, self.inner_weight_decay)
@@ -266,6 +275,55 @@ class MAML:
         check_finite(theta, "theta")
         inner_lr = params.get("inner_lr", self.inner_lr)
         return theta, StepSizes(inner_lr, self.objective, self.inner_steps, theta.dtype)
+
+    def plan(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> Plan:
+        """How each layer will hold the tasks' weights in :meth:`meta_gradient`, and why.
+
+        Raises
+        ------
+        ValueError
+            If the model is no network, or the arguments would not do for :meth:`meta_gradient`.
+        """
+        if not isinstance(self.model, MLP):
+            raise ValueError("an objective has no layers to plan for")
+        theta, alpha = self._meta_parameters(params)
+        return self._plan(self.model, theta, alpha, *self._prepare(tasks, theta.dtype))
+
+    def _plan(
+        self,
+        model: MLP,
+        theta: Array,
+        alpha: StepSizes,
+        support: Batch,
+        query: Batch,
+        steps: int | None = None,
+        second_order: bool = True,
+    ) -> Plan:
+        return make_plan(
+            model.widths,
+            n_tasks=len(support[0]),
+            n_support=support[0].shape[1],
+            n_query=query[0].shape[1],
+            n_steps=self.inner_steps if steps is None else steps,
+            itemsize=theta.dtype.itemsize,
+            second_order=second_order and not self.first_order,
+            per_parameter=alpha.per_parameter,
+            weights=self.weights,
+        )
+
+    def _forms(
+        self,
+        theta: Array,
+        alpha: StepSizes,
+        support: Batch,
+        query: Batch,
+        steps: int | None = None,
+        second_order: bool = True,
+    ) -> Sequence[str] | None:
+        """The plan's forms; None where there are no layers."""
+        if not isinstance(self.model, MLP):
+            return None
+        return self._plan(self.model, theta, alpha, support, query, steps, second_order).forms
 
     def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
         return (

@@ -1,0 +1,229 @@
+"""Factored weights are dense weights within rounding, and cost what the plan says."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import npmeta as nm
+from npmeta.factored import FactoredBase, InputBase
+from npmeta.plan import make_plan
+from npmeta.weights import OuterSum, Shared, Term, flatten
+from tests.helpers import assert_close
+
+rng = np.random.default_rng
+
+
+# --- one layer --------------------------------------------------------------------------------------
+
+
+def gradient(seed, T, n_in, n_out, *, left=None, moved=True):
+    """Two terms, the first of which leaves the bias alone; or one."""
+    r = rng(seed)
+    terms = [Term(r.normal(size=(T, 3, n_in)), r.normal(size=(T, 3, n_out)), on_bias=False)]
+    rows = 4 if left is None else left.shape[1]
+    left = r.normal(size=(T, rows, n_in)) if left is None else left
+    terms.append(Term(left, r.normal(size=(T, rows, n_out)), on_bias=True))
+    return OuterSum(tuple(terms if moved else terms[1:]))
+
+
+def trajectory(kind, steps, T=3, n_in=5, n_out=4):
+    """A layer after some descents with and without decay, and a cotangent after some."""
+    r = rng(0)
+    layer = kind(r.normal(size=(n_in, n_out)), r.normal(size=n_out))
+    first = kind is InputBase or kind == "input"
+    x = rng(1).normal(size=(T, 4, n_in))
+    point, cotangent = layer, layer.cotangent(gradient(9, T, n_in, n_out, moved=False))
+    for s in range(steps):
+        shrink = (0.1 * s, 0.1 * s) if s else None
+        g = gradient(10 + s, T, n_in, n_out, left=x if s % 2 else None, moved=False)
+        point = point.descend(g, (0.5 + s, 0.5 + s), shrink)
+        h = gradient(20 + s, T, n_in, n_out, left=x if s % 2 else None, moved=not first)
+        cotangent = cotangent.descend(h, shrink=shrink).scaled((1.5, 1.5))
+    return point, cotangent
+
+
+@pytest.mark.parametrize("kind", [FactoredBase, InputBase])
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_a_factored_layer_acts_as_the_dense_one(kind, steps):
+    h, d = rng(5).normal(size=(3, 6, 5)), rng(6).normal(size=(3, 6, 4))
+    hessian_product = gradient(7, 3, 5, 4)
+    # The dense layers see the same gradients; a first layer has none with a moving input.
+    expected = trajectory(Shared, steps)
+    if kind is InputBase:
+        dense = Shared(*(getattr(trajectory(Shared, 0)[0], name) for name in "Wb"))
+        expected = _replayed(dense, steps)
+    for factored, dense in zip(trajectory(kind, steps), expected, strict=True):
+        for name, rows in (("act", h), ("act_linear", h), ("act_transposed", d)):
+            actual, wanted = getattr(factored, name)(rows), getattr(dense, name)(rows)
+            assert_close(actual, wanted, 1e-13, name)  # sums of at most a hundred products
+        assert_close(
+            np.broadcast_to(factored.flat(), (3, 24)), np.broadcast_to(dense.flat(), (3, 24)), 1e-13
+        )
+        assert_close(factored.task_mean(), dense.task_mean(), 1e-13)
+        assert_close(factored.dot(hessian_product), dense.dot(hessian_product), 1e-12)
+
+
+def _replayed(layer, steps, T=3, n_in=5, n_out=4):
+    """What :func:`trajectory` does with a first layer, on a dense one."""
+    x = rng(1).normal(size=(T, 4, n_in))
+    point, cotangent = layer, layer.cotangent(gradient(9, T, n_in, n_out, moved=False))
+    for s in range(steps):
+        shrink = (0.1 * s, 0.1 * s) if s else None
+        left = x if s % 2 else None
+        point = point.descend(
+            gradient(10 + s, T, n_in, n_out, left=left, moved=False), (0.5 + s, 0.5 + s), shrink
+        )
+        cotangent = cotangent.descend(
+            gradient(20 + s, T, n_in, n_out, left=left, moved=False), shrink=shrink
+        ).scaled((1.5, 1.5))
+    return point, cotangent
+
+
+@pytest.mark.parametrize("kind", [FactoredBase, InputBase])
+def test_earlier_points_do_not_see_later_steps(kind):
+    layer = kind(rng(0).normal(size=(5, 4)), rng(1).normal(size=4))
+    h = rng(2).normal(size=(3, 2, 5))
+    steps = [gradient(s, 3, 5, 4, moved=False) for s in range(4)]
+    points = [layer]
+    for g in steps:
+        points.append(points[-1].descend(g, (0.1, 0.1)))
+    before = [point.act(h).copy() for point in points]
+    points[2].descend(steps[0], (9.0, 9.0))  # a second branch from the middle
+    points[2].descend(steps[1], (9.0, 9.0)).descend(steps[2], (9.0, 9.0))
+    for point, value in zip(points, before, strict=True):
+        np.testing.assert_array_equal(point.act(h), value)
+
+
+def test_a_set_of_inputs_is_multiplied_with_the_shared_weights_once(monkeypatch):
+    """Five steps and their adjoint: x W for support and query, and no more."""
+    shared: list = []
+    act = Shared.act
+    monkeypatch.setattr(Shared, "act", lambda self, h: shared.append(h.shape) or act(self, h))
+    model = nm.MLP([11, 4, 2], activation="tanh")
+    theta = model.init(rng(0))
+    r = rng(1)
+    tasks = nm.TaskBatch(
+        r.normal(size=(3, 5, 11)),
+        r.normal(size=(3, 5, 2)),
+        r.normal(size=(3, 7, 11)),
+        r.normal(size=(3, 7, 2)),
+    )
+    nm.MAML(model, inner_lr=0.1, inner_steps=5, weights="factored").meta_gradient(theta, tasks)
+    assert [shape for shape in shared if shape[-1] == 11] == [(3, 5, 11), (3, 7, 11)]
+
+
+# --- MAML -------------------------------------------------------------------------------------------
+
+
+@st.composite
+def problems(draw):
+    """Networks, step sizes and sets of every kind; steps too small to amplify rounding errors."""
+    n_hidden = draw(st.integers(0, 3))
+    widths = [draw(st.integers(1, 6)) for _ in range(n_hidden + 2)]
+    names = list(nm.activations.ACTIVATIONS)
+    activation = [draw(st.sampled_from(names)) for _ in range(n_hidden)]
+    loss = draw(st.sampled_from(list(nm.losses.LOSSES)))
+    classes = nm.losses.get(loss).targets == "classes"
+    widths[-1] = max(widths[-1], 2) if classes else widths[-1]
+    T, K, Q, S = (draw(st.integers(low, 5)) for low in (1, 1, 1, 0))
+    r = rng(draw(st.integers(0, 2**32)))
+    model = nm.MLP(widths, activation if n_hidden else "relu")
+
+    def targets(rows):
+        return r.integers(0, widths[-1], (T, rows)) if classes else r.random((T, rows, widths[-1]))
+
+    tasks = nm.TaskBatch(
+        r.normal(size=(T, K, widths[0])), targets(K), r.normal(size=(T, Q, widths[0])), targets(Q)
+    )
+    shape = draw(
+        st.sampled_from([(), (1, model.n_layers), (max(S, 1), 1), (max(S, 1), model.n_layers)])
+    )
+    options = {
+        "loss": loss,
+        "inner_steps": S,
+        "first_order": draw(st.booleans()),
+        "inner_weight_decay": draw(st.sampled_from([0.0, 0.3])),
+    }
+    # A zero freezes a layer.
+    inner_lr = 0.05 * r.random(shape) * (r.random(shape) > 0.2)
+    return model, model.init(r), inner_lr, tasks, options
+
+
+@settings(max_examples=300)
+@given(problems(), st.sampled_from(["factored", "auto"]), st.sampled_from([np.float64, np.float32]))
+def test_the_meta_gradient_is_the_dense_one_within_rounding(problem, weights, dtype):
+    model, theta, inner_lr, tasks, options = problem
+    params = {"theta": theta.astype(dtype), "inner_lr": inner_lr.astype(dtype)}
+    dense = nm.MAML(model, inner_lr=inner_lr, weights="dense", **options)
+    other = nm.MAML(model, inner_lr=inner_lr, weights=weights, **options)
+    expected, actual = dense.meta_gradient(params, tasks), other.meta_gradient(params, tasks)
+    # A few hundred products and sums; losses and gradients are of order 1 to 100 here.
+    tolerance = 2000 * np.finfo(dtype).eps
+    for name in ("theta", "inner_lr"):
+        assert actual.grads[name].dtype == dtype
+        scale = max(1.0, np.abs(expected.grads[name]).max(initial=0))
+        error = np.abs(actual.grads[name] - expected.grads[name]).max(initial=0)
+        assert error <= tolerance * scale
+    np.testing.assert_allclose(actual.task_loss, expected.task_loss, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        other.evaluate(params, tasks, steps=4).loss,
+        dense.evaluate(params, tasks, steps=4).loss,
+        rtol=tolerance,
+        atol=tolerance,
+    )
+    np.testing.assert_array_equal(
+        other.adapt(params, tasks.support_x, tasks.support_y),
+        dense.adapt(params, tasks.support_x, tasks.support_y),
+    )
+
+
+# --- the plan ---------------------------------------------------------------------------------------
+
+OMNIGLOT = {"n_tasks": 32, "n_support": 5, "n_query": 5, "n_steps": 5, "itemsize": 4}
+SECOND = {"second_order": True, "per_parameter": False}
+
+
+def test_wide_layers_with_few_rows_are_factored_and_narrow_ones_with_many_are_not():
+    wide = make_plan([784, 1024, 1024, 5], **OMNIGLOT, **SECOND)
+    assert wide.forms[:2] == ("factored", "factored")
+    narrow = make_plan([1, 40, 40, 1], **{**OMNIGLOT, "n_support": 50, "n_query": 50}, **SECOND)
+    assert narrow.forms == ("dense", "dense", "dense")
+
+
+def test_the_plan_prints_what_was_chosen_and_why():
+    model = nm.MLP([784, 64, 5])
+    theta = model.init(rng(0), np.float32)
+    x = rng(1).random((32, 10, 784))
+    y = rng(2).integers(0, 5, (32, 10))
+    tasks = nm.TaskBatch(x[:, :5], y[:, :5], x[:, 5:], y[:, 5:])
+    maml = nm.MAML(model, "cross_entropy", inner_lr=0.1, inner_steps=5)
+    lines = str(maml.plan(theta, tasks)).splitlines()
+    assert lines[0].split() == ["layer", "shape", "form", "dense", "factored", "why"]
+    assert "784×64" in lines[1]
+    assert "factored" in lines[1]
+    forced = nm.MAML(model, "cross_entropy", inner_lr=0.1, weights="dense").plan(theta, tasks)
+    assert forced.forms == ("dense", "dense")
+    assert "as asked for" in str(forced)
+    each = nm.MAML(model, "cross_entropy", inner_lr=np.full(model.n_params, 0.1)).plan(theta, tasks)
+    assert each.forms == ("dense", "dense")
+    assert "step sizes differ within the layer" in str(each)
+
+
+def test_what_cannot_be_is_refused():
+    model = nm.MLP([2, 3, 1])
+    with pytest.raises(ValueError, match=r"unknown form of weights 'factord' .did you mean 'factored'"):
+        nm.MAML(model, weights="factord")
+    tasks = nm.TaskBatch(*(np.zeros((1, 2, n)) for n in (2, 1, 2, 1)))
+    maml = nm.MAML(model, inner_lr=np.full(model.n_params, 0.1), weights="factored")
+    with pytest.raises(ValueError, match="step sizes per parameter need dense weights"):
+        maml.meta_gradient(model.init(rng(0)), tasks)
+    with pytest.raises(ValueError, match="has no layers to plan for"):
+        nm.MAML(nm.Quadratic(2)).plan(np.zeros(2), tasks)
+
+
+def test_points_flatten_to_the_parameters_they_stand_for():
+    model = nm.MLP([3, 4, 2])
+    theta = model.init(rng(0))
+    for forms in (None, ("dense", "factored"), ("factored", "factored")):
+        np.testing.assert_array_equal(flatten(model.layers(theta, forms)), theta)
