@@ -9,7 +9,16 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Array", "DType", "as_features", "as_parameters", "check_finite", "lookup", "unknown_name"]
+__all__ = [
+    "Array",
+    "DType",
+    "as_dtype",
+    "as_features",
+    "as_parameters",
+    "check_finite",
+    "lookup",
+    "unknown_name",
+]
 
 #: Any floating (or, inside a complex-step check, complex) array, and its dtype.
 Array: TypeAlias = NDArray[Any]
@@ -49,6 +58,14 @@ def check_finite(values: Array, name: str) -> None:
         )
 
 
+def as_dtype(values: Array, dtype: DType, name: str) -> Array:
+    """The values in a dtype, finite there: 1e39 is not, in float32."""
+    with np.errstate(over="ignore"):
+        cast: Array = values.astype(dtype, copy=False)
+    check_finite(cast, f"{name} (as {dtype})" if np.isfinite(values).all() else name)
+    return cast
+
+
 def as_parameters(theta: ArrayLike, n_params: int, name: str = "theta") -> Array:
     """A parameter array ``(P,)`` or ``(T, P)`` in the dtype it came in; integers become float64.
 
@@ -57,7 +74,7 @@ def as_parameters(theta: ArrayLike, n_params: int, name: str = "theta") -> Array
     array = np.asarray(theta)
     if array.dtype.kind in "biu":
         array = array.astype(np.float64)
-    if array.dtype.kind not in "fc" or array.dtype == np.float16:
+    if array.dtype.newbyteorder("=").name not in ("float32", "float64", "complex64", "complex128"):
         raise ValueError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     if array.ndim not in (1, 2) or array.shape[-1] != n_params:
         raise ValueError(f"{name} must have shape ({n_params},) or (T, {n_params}), got {array.shape}")

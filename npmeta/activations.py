@@ -71,6 +71,8 @@ RELU = Activation("relu", _positive_part, lambda z, a: _positive(z), None, (0.0,
 
 def leaky_relu(slope: float = 0.01) -> Activation:
     """z for z > 0, ``slope * z`` elsewhere; f'(0) = slope."""
+    slope = float(slope)  # a np.float64 would make float32 networks float64
+
     return Activation(
         "leaky_relu",
         lambda z: np.where(z.real > 0, z, slope * z),
@@ -86,6 +88,8 @@ def leaky_relu(slope: float = 0.01) -> Activation:
 
 def elu(alpha: float = 1.0) -> Activation:
     """z for z > 0, ``alpha (exp(z) - 1)`` elsewhere; f'(0) = f''(0) = alpha, the left limits."""
+
+    alpha = float(alpha)
 
     def negative_part(z: Array) -> Array:  # so that no exponential overflows
         return np.where(z.real > 0, 0, z)
@@ -110,15 +114,16 @@ def _sigmoid(z: Array) -> Array:
     return share
 
 
+def _sigmoid_df(z: Array) -> Array:
+    """σ (1 − σ) = e / (1 + e)² with e = exp(−|z|): no difference that cancels where σ is nearly 1."""
+    e = np.exp(np.where(z.real > 0, -z, z))
+    slope: Array = e / (1 + e) ** 2
+    return slope
+
+
 def _softplus(z: Array) -> Array:
     """log(1 + exp(z)) = max(z, 0) + log(1 + exp(-|z|))."""
     return _positive_part(z) + np.log1p(np.exp(np.where(z.real > 0, -z, z)))
-
-
-def _softplus_d2f(z: Array, a: Array) -> Array:
-    s = _sigmoid(z)
-    curvature: Array = s * (1 - s)
-    return curvature
 
 
 def _normal_cdf(z: Array) -> Array:
@@ -150,22 +155,28 @@ def _gelu_d2f(z: Array, a: Array) -> Array:
 
 
 def _silu_df(z: Array, a: Array) -> Array:
-    s = _sigmoid(z)
-    slope: Array = s + a * (1 - s)
+    slope: Array = _sigmoid(z) + z * _sigmoid_df(z)
     return slope
 
 
 def _silu_d2f(z: Array, a: Array) -> Array:
-    s = _sigmoid(z)
-    curvature: Array = s * (1 - s) * (2 + z * (1 - 2 * s))
+    curvature: Array = _sigmoid_df(z) * (2 + z * (1 - 2 * _sigmoid(z)))
     return curvature
 
 
-TANH = Activation("tanh", np.tanh, lambda z, a: 1 - a * a, lambda z, a: -2 * a * (1 - a * a))
-SIGMOID = Activation(
-    "sigmoid", _sigmoid, lambda z, a: a * (1 - a), lambda z, a: a * (1 - a) * (1 - 2 * a)
+TANH = Activation(
+    "tanh",
+    np.tanh,
+    # 1 − tanh² z = 4 σ'(2z)
+    lambda z, a: 4 * _sigmoid_df(2 * z),
+    lambda z, a: -8 * a * _sigmoid_df(2 * z),
 )
-SOFTPLUS = Activation("softplus", _softplus, lambda z, a: _sigmoid(z), _softplus_d2f, variance_gain=2.0)
+SIGMOID = Activation(
+    "sigmoid", _sigmoid, lambda z, a: _sigmoid_df(z), lambda z, a: _sigmoid_df(z) * (1 - 2 * a)
+)
+SOFTPLUS = Activation(
+    "softplus", _softplus, lambda z, a: _sigmoid(z), lambda z, a: _sigmoid_df(z), variance_gain=2.0
+)
 GELU = Activation("gelu", lambda z: z * _normal_cdf(z), _gelu_df, _gelu_d2f, variance_gain=2.0)
 SILU = Activation("silu", lambda z: z * _sigmoid(z), _silu_df, _silu_d2f, variance_gain=2.0)
 SIN = Activation("sin", np.sin, lambda z, a: np.cos(z), lambda z, a: -a)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, DType, check_finite
+from npmeta._validation import Array, DType, as_dtype, check_finite
 from npmeta.objective import Batch, Linearization, Objective
 from npmeta.weights import Block, Scale, flatten
 
@@ -57,13 +57,13 @@ class StepSizes:
 
     def __init__(self, values: ArrayLike, objective: Objective, n_steps: int, dtype: DType) -> None:
         given = np.asarray(values)
-        if given.dtype.kind not in "biuf":
+        if given.dtype.kind not in "iuf":
             raise ValueError(f"inner_lr must be real numbers, got dtype {given.dtype}")
         check_finite(given, "inner_lr")
         self._objective = objective
         self._given_shape = given.shape
         shape = _grid(given.shape, n_steps, len(objective.block_sizes), objective.n_params)
-        self._values = given.astype(dtype).reshape(shape)
+        self._values = as_dtype(given, dtype, "inner_lr").reshape(shape)
 
     @property
     def per_parameter(self) -> bool:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, DType, check_finite, lookup
+from npmeta._validation import Array, DType, as_dtype, lookup
 
 __all__ = ["LOSSES", "Loss", "LossAt", "accuracy", "get", "huber"]
 
@@ -94,9 +94,10 @@ class Loss:
                 f"{name} must have shape (T, rows, {n_out}){labels} for {self.name} with {n_out} "
                 f"output{'s' * (n_out != 1)}, got {array.shape}"
             )
-        check_finite(array, name)
+        array = as_dtype(array, dtype, name)
         self._check_range(array, name)
-        return array.astype(dtype, copy=False)
+        # The loss takes soft labels for a distribution: its gradient is that of its value only then.
+        return array / array.sum(-1, keepdims=True) if self.targets == "classes" else array
 
     def _check_range(self, y: Array, name: str) -> None:
         low, high = y.real.min(), y.real.max()
@@ -171,6 +172,7 @@ def huber(delta: float = 1.0) -> Loss:
     """
     if not delta > 0:
         raise ValueError(f"delta must be positive, got {delta}")
+    delta = float(delta)  # a np.float64 would make float32 losses float64
 
     def at(o: Array, y: Array) -> LossAt:
         r, n = o - y, _size(o)
@@ -237,7 +239,7 @@ def _cross_entropy(o: Array, y: Array) -> LossAt:
 
 def _margins(o: Array, y: Array) -> tuple[Array, Array]:
     """m_c = 1 + o_c − o_y for the wrong classes c, 0 for the right one; and where m_c > 0."""
-    m = (1 - y) * (1 + o - (o * y).sum(-1, keepdims=True))
+    m = (1 - y) * (1 + (o - (o * y).sum(-1, keepdims=True)))  # large outputs cancel before the 1
     return m, (m.real > 0).astype(o.dtype)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations as _activations
-from npmeta._validation import Array, DType, as_parameters, check_finite
+from npmeta._validation import Array, DType, as_dtype, as_parameters
 from npmeta.activations import Activation
 from npmeta.factored import FactoredBase, InputBase
 from npmeta.weights import Dense, Layer, OuterSum, Shared, Term, flatten
@@ -372,8 +372,7 @@ class MLP:
                 f"{name} must have shape (rows, {self.widths[0]}) or (T, rows, {self.widths[0]}) "
                 f"for a network with {self.widths[0]} inputs, got {array.shape}"
             )
-        check_finite(array, name)
-        return array.astype(dtype, copy=False)
+        return as_dtype(array, dtype, name)
 
     def _batch(self, theta: ArrayLike, x: ArrayLike) -> tuple[Array, Array, bool]:
         """theta and x checked, x with a task axis, and whether that axis was missing."""

@@ -57,7 +57,7 @@ class Sgd:
     def update(
         self, params: Named, grads: Named, state: Named, lr: float
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        return {name: theta - lr * grads[name] for name, theta in params.items()}, {}
+        return {name: np.asarray(theta - lr * grads[name]) for name, theta in params.items()}, {}
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Momentum:
 
     def __post_init__(self) -> None:
         _check_beta(self.beta, "beta")
+        _as_python_numbers(self, "beta")
 
     def init(self, params: Named) -> dict[str, Array]:
         return {f"m/{name}": np.zeros_like(theta) for name, theta in params.items()}
@@ -84,7 +85,7 @@ class Momentum:
         new, kept = {}, {}
         for name, theta in params.items():
             m = self.beta * state[f"m/{name}"] + grads[name]
-            new[name], kept[f"m/{name}"] = theta - lr * m, m
+            new[name], kept[f"m/{name}"] = np.asarray(theta - lr * m), np.asarray(m)
         return new, kept
 
 
@@ -109,6 +110,7 @@ class Adam:
         _check_beta(self.beta2, "beta2")
         if not self.eps > 0:
             raise ValueError(f"eps must be positive, got {self.eps}")
+        _as_python_numbers(self, "beta1", "beta2", "eps")
 
     def init(self, params: Named) -> dict[str, Array]:
         moments = {
@@ -131,14 +133,21 @@ class Adam:
             g = grads[name]
             m = self.beta1 * state[f"m/{name}"] + (1 - self.beta1) * g
             v = self.beta2 * state[f"v/{name}"] + (1 - self.beta2) * (g * g)
-            new[name] = theta - rate * m / (np.sqrt(v) / root + self.eps)
-            kept[f"m/{name}"], kept[f"v/{name}"] = m, v
+            # asarray: arithmetic on an array without axes gives a scalar.
+            new[name] = np.asarray(theta - rate * m / (np.sqrt(v) / root + self.eps))
+            kept[f"m/{name}"], kept[f"v/{name}"] = np.asarray(m), np.asarray(v)
         return new, kept
 
 
 def _check_beta(beta: float, name: str) -> None:
     if not 0 <= beta < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {beta}")
+
+
+def _as_python_numbers(settings: object, *names: str) -> None:
+    """NumPy's float64 would turn float32 parameters into float64 ones; Python's float does not."""
+    for name in names:
+        object.__setattr__(settings, name, float(getattr(settings, name)))
 
 
 #: Every optimizer, by the name configurations use.
@@ -212,4 +221,5 @@ def clip_by_global_norm(grads: Named, max_norm: float | None) -> tuple[Named, fl
     norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in grads.values()))
     if max_norm is None or norm <= max_norm:
         return grads, norm
-    return {name: g * (max_norm / norm) for name, g in grads.items()}, norm
+    factor = float(max_norm) / norm
+    return {name: np.asarray(g * factor) for name, g in grads.items()}, norm

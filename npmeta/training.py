@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from npmeta._validation import Array
 from npmeta.algorithms import MetaGradient, Scores
+from npmeta.algorithms.base import named
 from npmeta.optimizers import Adam, Optimizer, Schedule, clip_by_global_norm, constant
 from npmeta.tasks import TaskBatch
 
@@ -45,9 +48,11 @@ class NonFiniteError(ArithmeticError):
         Index of the first task with a non-finite loss; None where only the gradient is not finite.
     """
 
-    def __init__(self, iteration: int, task: int | None, value: float) -> None:
+    def __init__(
+        self, iteration: int, task: int | None, value: float, what: str = "the meta-gradient"
+    ) -> None:
         self.iteration, self.task = iteration, task
-        what = f"the loss of task {task}" if task is not None else "the meta-gradient"
+        what = what if task is None else f"the loss of task {task}"
         super().__init__(
             f"{what} in iteration {iteration} is {value}; try a smaller inner_lr or outer_lr, fewer "
             f"inner steps, or clipping the meta-gradient (clip = 10, say)"
@@ -83,7 +88,7 @@ class Step:
 def meta_train(
     algorithm: Algorithm,
     tasks: Sampler,
-    params: Mapping[str, Array],
+    params: Mapping[str, Array] | ArrayLike,
     *,
     iterations: int,
     meta_batch: int = 25,
@@ -95,7 +100,7 @@ def meta_train(
     state: Mapping[str, Array] | None = None,
     start: int = 0,
 ) -> Iterator[Step]:
-    """Outer steps, one for each value drawn from the iterator.
+    """Outer steps, one for each value drawn from the iterator that is returned.
 
     Every step depends only on the arguments and on where the last one left off, so a loop that
     begins again with the ``params``, ``state`` and ``iteration`` of some step goes on bit for bit as
@@ -106,8 +111,8 @@ def meta_train(
     algorithm : Algorithm
         :class:`~npmeta.MAML`, say.
     tasks : Sampler
-    params : mapping of ndarray
-        Meta-parameters to begin with: ``algorithm.init(rng)``.
+    params : mapping of ndarray, or array_like
+        Meta-parameters to begin with: ``algorithm.init(rng)``, or theta alone.
     iterations : int
         Outer steps in all, those before ``start`` included.
     meta_batch : int
@@ -130,8 +135,11 @@ def meta_train(
 
     Raises
     ------
+    ValueError
+        If a number is out of range, before the first step.
     NonFiniteError
-        Before the parameters are touched.
+        If the loss, its gradient, or the parameters after a step are not finite; what was yielded
+        before stays good.
 
     Examples
     --------
@@ -144,8 +152,44 @@ def meta_train(
     2 6.6
     3 9.3
     """
-    optimizer = Adam() if optimizer is None else optimizer
-    schedule = constant() if schedule is None else schedule
+    for name, number in (("outer_lr", outer_lr), ("clip", 1.0 if clip is None else clip)):
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {number}")
+    if meta_batch < 1 or start < 0:
+        raise ValueError(
+            f"meta_batch must be at least 1 and start at least 0, got {meta_batch}, {start}"
+        )
+    return _steps(
+        algorithm,
+        tasks,
+        named(params),
+        iterations,
+        meta_batch,
+        float(outer_lr),
+        Adam() if optimizer is None else optimizer,
+        constant() if schedule is None else schedule,
+        clip,
+        seed,
+        state,
+        start,
+    )
+
+
+def _steps(
+    algorithm: Algorithm,
+    tasks: Sampler,
+    params: Mapping[str, Array],
+    iterations: int,
+    meta_batch: int,
+    outer_lr: float,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    clip: float | None,
+    seed: int,
+    state: Mapping[str, Array] | None,
+    start: int,
+) -> Iterator[Step]:
+    """The iterator of :func:`meta_train`, whose arguments are checked before the first step."""
     state = optimizer.init(params) if state is None else state
     for iteration in range(start, iterations):
         batch = tasks.sample(seed, iteration, meta_batch)
@@ -153,8 +197,12 @@ def meta_train(
             out = algorithm.meta_gradient(params, batch)
             grads, norm = clip_by_global_norm(out.grads, clip)
         _check_finite(iteration, out, norm)
-        lr = outer_lr * schedule(iteration)
-        params, state = optimizer.update(params, grads, state, lr)
+        lr = float(outer_lr * schedule(iteration))
+        with np.errstate(all="ignore"):
+            params, state = optimizer.update(params, grads, state, lr)
+        for name, array in (*params.items(), *state.items()):
+            if not np.isfinite(array).all():
+                raise NonFiniteError(iteration, None, math.inf, f"{name} after the outer step")
         yield Step(iteration + 1, out.loss, norm, lr, params, state)
 
 
@@ -174,7 +222,7 @@ EVALUATION_BATCH = 50
 def evaluate(
     algorithm: Algorithm,
     tasks: Sampler,
-    params: Mapping[str, Array],
+    params: Mapping[str, Array] | ArrayLike,
     *,
     n_tasks: int = 600,
     steps: int | None = None,
@@ -207,5 +255,5 @@ def evaluate(
         n_drawn = min(EVALUATION_BATCH, n_tasks - start)
         batch = tasks.sample(seed, 0, n_drawn, start=start, split=split)
         with np.errstate(all="ignore"):  # a task that diverges shows in its scores
-            parts.append(algorithm.evaluate(params, batch, steps))
+            parts.append(algorithm.evaluate(named(params), batch, steps))
     return Scores.join(parts)

@@ -206,3 +206,21 @@ def test_a_misspelt_name_hears_the_nearest(name, nearest):
 def test_an_unknown_name_hears_all_of_them(name):
     with pytest.raises(ValueError, match="known: identity, relu, leaky_relu, elu"):
         activations.get(name)
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "softplus", "silu"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_saturated_slopes_are_right_relative_to_themselves(name, dtype):
+    """A layer far out has small gradients; they are no less exact."""
+    f = ACTIVATIONS[name]
+    z = np.array([3.0, 6.0, 8.0, 11.0], dtype)
+    wide = z.astype(np.longdouble)
+    e = np.exp(-wide)
+    slopes = {
+        "tanh": 4 * np.exp(-2 * wide) / (1 + np.exp(-2 * wide)) ** 2,
+        "sigmoid": e / (1 + e) ** 2,
+        "softplus": 1 / (1 + e),
+        "silu": 1 / (1 + e) + wide * e / (1 + e) ** 2,
+    }
+    # The exponential of z has z times the relative error of z.
+    np.testing.assert_allclose(f.df(z, f.f(z)), slopes[name], rtol=50 * np.finfo(dtype).eps)

@@ -132,7 +132,7 @@ def test_the_parts_are_those_that_were_asked_for():
     assert maml.model.widths == (1, 7, 8, 1)
     assert [f.name for f in maml.model.activations] == ["tanh", "relu"]
     assert maml.objective.loss.name == "huber"
-    assert (maml.inner_lr, maml.inner_steps) == ([0.1, 0.2, 0.3], 2)
+    assert (maml.inner_lr.tolist(), maml.inner_steps) == ([0.1, 0.2, 0.3], 2)
     assert maml.first_order
     assert maml.inner_weight_decay == 0.25
     np.testing.assert_allclose([config.schedule()(i) for i in (0, 10, 20)], [1, 0.1, 0.01], rtol=1e-15)
@@ -144,7 +144,7 @@ def test_step_sizes_per_layer_or_per_step():
     shared = {"hidden": [4], "inner_lr": [0.1, 0.0], "inner_steps": 2}
     for per, expected in (("layer", [[0.1, 0.0]]), ("step", [[0.1], [0.0]])):
         maml = Config("sinusoid", shared, {"inner_lr_per": per}).algorithm(1, 1)
-        assert maml.inner_lr == expected
+        assert maml.inner_lr.tolist() == expected
     with pytest.raises(ValueError, match="could be one per step or one per layer"):
         Config("sinusoid", shared).algorithm(1, 1)
 

@@ -405,3 +405,25 @@ def test_a_misspelt_name_hears_the_nearest(name, nearest):
 def test_huber_needs_a_positive_border(delta):
     with pytest.raises(ValueError, match="delta must be positive"):
         huber(delta)
+
+
+@pytest.mark.parametrize("sum_", [1 - 1e-5, 1 + 1e-5])
+def test_soft_labels_are_made_to_sum_to_one(sum_):
+    """So that the gradient is that of the value: compared with a real central difference."""
+    y = sum_ * np.array([[[0.5, 0.3, 0.2]]])
+    loss = losses.get("cross_entropy")
+    prepared = loss.prepare(y, 3, np.dtype(np.float64))
+    np.testing.assert_allclose(prepared.sum(-1), 1, rtol=1e-15)
+    o, h = np.array([[[0.3, -1.0, 2.0]]]), 1e-6
+    for c in range(3):
+        e = h * np.eye(3)[c]
+        difference = (loss(o + e, prepared).value - loss(o - e, prepared).value) / (2 * h)
+        # Central differences have errors of about h² and ε/h.
+        np.testing.assert_allclose(difference[0], loss(o, prepared).gradient[0, 0, c], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["hinge", "squared_hinge"])
+def test_margins_of_large_outputs_keep_their_one(name):
+    o = np.full((1, 1, 3), 1.2e8, np.float32)
+    y = np.array([[[0, 1, 0]]], np.float32)
+    assert losses.get(name)(o, y).value == 2  # two wrong classes at the height of the right one

@@ -671,9 +671,9 @@ MODEL = nm.MLP([2, 4, 3])
         ({"inner_steps": 1.0}, "inner_steps must be a whole number of at least 0, got 1.0"),
         ({"inner_steps": True}, "inner_steps must be a whole number of at least 0, got True"),
         ({"inner_steps": None}, "inner_steps must be a whole number"),
-        ({"inner_weight_decay": -0.1}, "inner_weight_decay must be finite and at least 0, got -0.1"),
-        ({"inner_weight_decay": np.nan}, "inner_weight_decay must be finite"),
-        ({"inner_weight_decay": np.inf}, "inner_weight_decay must be finite"),
+        ({"inner_weight_decay": -0.1}, "inner_weight_decay must be a number of at least 0, got -0.1"),
+        ({"inner_weight_decay": np.nan}, "inner_weight_decay must be a number of at least 0"),
+        ({"inner_weight_decay": np.inf}, "inner_weight_decay must be a number of at least 0"),
         ({"inner_lr": np.nan}, "inner_lr must be finite, but inner_lr is nan"),
         ({"inner_lr": np.ones(5)}, r"inner_lr must be a number, .*; got shape \(5,\)"),
         ({"inner_lr": np.ones(2), "inner_steps": 2}, "could be one per step or one per layer"),
@@ -807,3 +807,12 @@ def test_scores():
 def test_means_of_scores_are_taken_in_float64():
     loss = np.full((10_001, 1), 0.1, np.float32)
     assert nm.Scores(loss, None).mean()[0] == pytest.approx(np.float64(np.float32(0.1)), rel=1e-13)
+
+
+def test_the_step_sizes_are_a_copy():
+    sizes = np.array([[0.1, 0.2]])
+    maml = nm.MAML(nm.MLP([1, 2, 1]), inner_lr=sizes)
+    sizes *= 50
+    assert maml.inner_lr.tolist() == [[0.1, 0.2]]
+    with pytest.raises(ValueError, match="read-only"):
+        maml.inner_lr[:] = 0

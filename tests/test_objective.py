@@ -399,7 +399,7 @@ def test_quadratic_refuses_what_is_none():
         quadratic.linearize(phi, A, c * np.nan)
     with pytest.raises(ValueError, match="phi has 2 tasks and x has 3"):
         quadratic.linearize(phi[:2], A, c)
-    with pytest.raises(ValueError, match="n_params must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_params must be a whole number of at least 1, got 0"):
         nm.Quadratic(0)
 
 
@@ -498,7 +498,7 @@ def test_hvp_must_return_a_vector(product):
 
 
 def test_function_objective_refuses():
-    with pytest.raises(ValueError, match="n_params must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_params must be a whole number of at least 1, got 0"):
         nm.FunctionObjective(0, logistic)
     objective = nm.FunctionObjective(3, logistic)
     x, y = logistic_data()
@@ -510,3 +510,41 @@ def test_function_objective_refuses():
         objective.linearize(np.ones(3), x * np.nan, y)
     with pytest.raises(ValueError, match="phi has 2 tasks and x has 3"):
         objective.linearize(np.ones((2, 3)), x, y)
+
+
+def test_a_function_may_return_the_same_array_every_time():
+    A = np.array([[2.0, 1.0], [1.0, 3.0]])
+    buffer, product = np.empty(2), np.empty(2)
+
+    def value_and_grad(phi, x, y):
+        buffer[:] = A @ (phi - y[0])
+        return float((phi - y[0]) @ buffer) / 2, buffer
+
+    def hvp(phi, x, y, v):
+        product[:] = A @ v
+        return product
+
+    y = np.arange(6.0).reshape(3, 1, 2)
+    lin = nm.FunctionObjective(2, value_and_grad, hvp).linearize(np.zeros(2), np.zeros((3, 1)), y)
+    np.testing.assert_allclose(lin.grad, -y[:, 0] @ A, rtol=1e-14)
+    np.testing.assert_allclose(lin.hvp(y[:, 0]), y[:, 0] @ A, rtol=1e-14)
+
+
+def test_quadratics_are_symmetric_each_by_its_own_size():
+    big, skew = 1e7 * np.eye(2), np.array([[1.0, 5.0], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="symmetric"):
+        nm.Quadratic(2).linearize(np.ones(2), np.stack([big, skew]), np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="symmetric"):
+        nm.Quadratic(2).linearize(np.ones(2), [[[1.0, 1.0 + 1e-9], [1.0, 1.0]]], np.zeros((1, 2)))
+    # float32 matrices are symmetric to float32's rounding.
+    B = np.random.default_rng(0).normal(size=(4, 3, 3)).astype(np.float32)
+    nm.Quadratic(3).linearize(np.ones(3, np.float32), B @ B.swapaxes(-1, -2), np.zeros((4, 3)))
+
+
+def test_numbers_too_large_for_the_parameters_precision_are_refused():
+    model = nm.MLP([1, 2, 1])
+    theta = model.init(np.random.default_rng(0), np.float32)
+    with pytest.raises(ValueError, match=r"x \(as float32\) must be finite, but .* is inf"):
+        model.apply(theta, [[1e39]])
+    with pytest.raises(ValueError, match=r"y \(as float32\) must be finite"):
+        nm.Risk(model, "mse").linearize(theta, np.ones((1, 1, 1)), np.full((1, 1, 1), 1e39))

@@ -127,3 +127,15 @@ def test_clipping_keeps_the_direction_and_bounds_the_norm(values, max_norm):
 def test_the_norm_of_large_float32_gradients_does_not_overflow():
     _, norm = clip_by_global_norm({"theta": np.full(4, 1e30, dtype=np.float32)}, None)
     assert math.isclose(norm, 2e30, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("number", [float, np.float64, np.asarray])
+def test_numbers_of_any_kind_leave_float32_alone(number):
+    params = {"theta": np.ones(3, np.float32), "inner_lr": np.asarray(0.1, np.float32)}
+    grads = {"theta": np.full(3, 0.5, np.float32), "inner_lr": np.asarray(2.0, np.float32)}
+    clipped, _ = clip_by_global_norm(grads, number(0.1))
+    for optimizer in (Sgd(), Momentum(number(0.9)), Adam(number(0.9), number(0.99), number(1e-8))):
+        new, state = optimizer.update(params, clipped, optimizer.init(params), 0.1)
+        for name, array in (*new.items(), *state.items()):
+            assert isinstance(array, np.ndarray)
+            assert name == "count" or array.dtype == np.float32

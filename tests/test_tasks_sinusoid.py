@@ -235,8 +235,8 @@ def test_a_draw_of_zero_is_no_infinite_noise(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shots": 0}, "shots must be at least 1, got 0"),
-        ({"queries": -3}, "queries must be at least 1, got -3"),
+        ({"shots": 0}, "shots must be a whole number of at least 1, got 0"),
+        ({"queries": -3}, "queries must be a whole number of at least 1, got -3"),
         ({"amplitude": (5, 1)}, r"amplitude must be a range \(low, high\), got \(5, 1\)"),
         ({"phase": (0, math.inf)}, "phase must be a range"),
         ({"frequency": (math.nan, 1)}, "frequency must be a range"),

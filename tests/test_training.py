@@ -112,3 +112,56 @@ def test_splits_and_seeds_give_other_tasks():
         nm.evaluate(maml, TASKS, params, n_tasks=0)
     with pytest.raises(ValueError, match="did you mean 'validation'"):
         nm.evaluate(maml, TASKS, params, split="valid")
+
+
+@pytest.mark.parametrize("kind", [float, np.float64])
+def test_numpys_numbers_leave_float32_alone(kind):
+    maml = nm.MAML(nm.MLP([1, 4, 1], nm.activations.leaky_relu(kind(0.2))), inner_lr=kind(0.05))
+    params = maml.init(np.random.default_rng(0), np.float32)
+    options = {"outer_lr": kind(1e-3), "clip": kind(0.1), "schedule": lambda i: kind(0.5)}
+    step = last(nm.meta_train(maml, TASKS, params, iterations=2, **options))
+    assert step.params["theta"].dtype == np.float32
+    assert all(a.dtype == np.float32 for name, a in step.state.items() if name != "count")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip": -1.0}, "clip must be positive and finite, got -1"),
+        ({"clip": 0.0}, "clip must be positive"),
+        ({"outer_lr": -1e-3}, r"outer_lr must be positive and finite, got -0\.001"),
+        ({"outer_lr": float("nan")}, "outer_lr must be positive and finite, got nan"),
+        ({"meta_batch": 0}, "meta_batch must be at least 1"),
+        ({"start": -1}, "start at least 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_the_first_step(options, message):
+    maml = small_maml()
+    with pytest.raises(ValueError, match=message):
+        nm.meta_train(maml, TASKS, maml.init(np.random.default_rng(0)), iterations=1, **options)
+
+
+def test_theta_alone_will_do():
+    maml = small_maml()
+    theta = maml.model.init(np.random.default_rng(0))
+    step = last(nm.meta_train(maml, TASKS, theta, iterations=2))
+    assert set(step.params) == {"theta"}
+    assert nm.evaluate(maml, TASKS, theta, n_tasks=2).loss.shape == (2, 2)
+
+
+def test_parameters_that_a_step_makes_infinite_are_never_yielded():
+    maml = small_maml()
+    theta = maml.model.init(np.random.default_rng(0))
+    tall = nm.tasks.Sinusoid(amplitude=(1e3, 1e3))  # gradients well above 2
+    steps = nm.meta_train(maml, tall, theta, iterations=3, outer_lr=1e308, optimizer=optimizers.Sgd())
+    with pytest.raises(NonFiniteError, match="theta after the outer step in iteration 0 is inf"):
+        next(steps)
+
+
+def test_a_gradient_whose_square_overflows_does_not_freeze_adam_for_good():
+    class Spike:
+        def meta_gradient(self, params, tasks):
+            return nm.MetaGradient(1.0, {"theta": np.full(2, 1e20, np.float32)}, np.ones(1), "exact")
+
+    with pytest.raises(NonFiniteError, match="v/theta after the outer step"):
+        next(nm.meta_train(Spike(), TASKS, np.zeros(2, np.float32), iterations=1))

@@ -98,13 +98,17 @@ class MAML:
         _check_steps(self.inner_steps, "inner_steps")
         if self.weights not in FORMS:
             raise unknown_name(self.weights, list(FORMS), "form of weights")
-        if not (np.isfinite(self.inner_weight_decay) and self.inner_weight_decay >= 0):
+        decay = np.asarray(self.inner_weight_decay)
+        if decay.ndim or decay.dtype.kind not in "iuf" or not 0 <= decay < np.inf:
             raise ValueError(
-                f"inner_weight_decay must be finite and at least 0, got {self.inner_weight_decay}"
+                f"inner_weight_decay must be a number of at least 0, got {self.inner_weight_decay!r}"
             )
         # A np.float64 would turn float32 parameters into float64 ones; Python's numbers do not.
-        object.__setattr__(self, "inner_weight_decay", float(self.inner_weight_decay))
-        StepSizes(self.inner_lr, objective, self.inner_steps, np.dtype(np.float64))
+        object.__setattr__(self, "inner_weight_decay", float(decay))
+        inner_lr = np.array(self.inner_lr)  # a copy: what becomes of the caller's is his affair
+        inner_lr.flags.writeable = False
+        object.__setattr__(self, "inner_lr", inner_lr)
+        StepSizes(inner_lr, objective, self.inner_steps, np.dtype(np.float64))
         object.__setattr__(self, "objective", objective)
 
     def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
@@ -167,7 +171,7 @@ class MAML:
         if alpha_grad is not None:
             grads["inner_lr"] = alpha_grad
         return MetaGradient(
-            float(outer.value.mean()),
+            float(outer.value.real.mean()),
             grads,
             outer.value,
             "none" if self.first_order else self.objective.hessian,

@@ -9,6 +9,7 @@ import numpy as np
 
 from npmeta._validation import Array
 from npmeta.tasks.batch import TaskBatch
+from npmeta.tasks.checks import check_counts
 from npmeta.tasks.draws import uniforms
 
 __all__ = ["Sinusoid"]
@@ -56,9 +57,7 @@ class Sinusoid:
     n_out = 1
 
     def __post_init__(self) -> None:
-        for name in ("shots", "queries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, shots=1, queries=1)
         for name in ("amplitude", "phase", "frequency", "x"):
             bounds = getattr(self, name)
             if len(bounds) != 2 or not -math.inf < bounds[0] <= bounds[1] < math.inf:
