@@ -49,6 +49,12 @@ class Activation:
     kinks: tuple[float, ...] = ()
     variance_gain: float = 1.0
 
+    def __reduce__(self) -> str | tuple[object, ...]:
+        """Pickle one of ours by its name, so that networks can be sent to other processes."""
+        if ACTIVATIONS.get(self.name) is self:
+            return get, (self.name,)
+        return object.__reduce__(self)
+
 
 # --- piecewise linear ---------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ no network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from npmeta._validation import Array, DType, as_dtype, check_finite
 from npmeta.objective import Batch, Linearization, Objective
 from npmeta.weights import Block, Scale, flatten
 
-__all__ = ["StepSizes", "Trajectory", "adapt", "inner_step", "pull_back"]
+__all__ = ["StepSizes", "Trajectory", "adapt", "inner_loop", "pull_back"]
 
 
 class StepSizes:
@@ -130,18 +130,20 @@ def _grid(shape: tuple[int, ...], S: int, L: int, P: int) -> tuple[int, int]:
     raise ValueError(f"inner_lr must be {expected}; got shape {shape}")
 
 
-def inner_step(
+def inner_loop(
     objective: Objective,
     weights: Sequence[Block],
     support: Batch,
     step_sizes: StepSizes,
-    s: int,
+    n_steps: int,
     decay: float = 0.0,
-) -> tuple[Linearization, list[Block]]:
-    """Step s: the support loss linearised at φ_s, and φ_{s+1}."""
-    lin = objective.at(weights, support)
-    blocks = zip(weights, lin.gradient, step_sizes[s], step_sizes.times(decay, s), strict=True)
-    return lin, [W.descend(gradient, scale, shrink) for W, gradient, scale, shrink in blocks]
+) -> Iterator[tuple[Linearization, Sequence[Block]]]:
+    """The inner steps one by one: the support loss linearised at φ_s, and φ_{s+1}."""
+    for s in range(n_steps):
+        lin = objective.at(weights, support)
+        blocks = zip(weights, lin.gradient, step_sizes[s], step_sizes.times(decay, s), strict=True)
+        weights = [W.descend(gradient, scale, shrink) for W, gradient, scale, shrink in blocks]
+        yield lin, weights
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,7 @@ def adapt(
     """The inner loop, with everything kept that its adjoint needs."""
     points: list[Sequence[Block]] = [weights]
     steps = []
-    for s in range(n_steps):
-        lin, point = inner_step(objective, points[-1], support, step_sizes, s, decay)
+    for lin, point in inner_loop(objective, weights, support, step_sizes, n_steps, decay):
         steps.append(lin)
         points.append(point)
     return Trajectory(points, steps)

@@ -56,6 +56,12 @@ class Loss:
     targets: str
     soft: bool = False
 
+    def __reduce__(self) -> str | tuple[object, ...]:
+        """Pickle one of ours by its name, so that objectives can be sent to other processes."""
+        if LOSSES.get(self.name) is self:
+            return get, (self.name,)
+        return object.__reduce__(self)
+
     def __call__(self, o: Array, y: Array) -> LossAt:
         return self.at(o, y)
 

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import losses as _losses
 from npmeta._validation import Array, DType, as_features, as_parameters
@@ -27,18 +28,22 @@ Batch: TypeAlias = tuple[Array, Array]
 class Linearization(ABC):
     """An objective at one point: value, gradient, and Hessian-vector products.
 
-    Attributes
+    A subclass adds :meth:`product`.
+
+    Parameters
     ----------
+    objective : Objective
+        What was linearised.
     value : ndarray, (T,)
         The objective of each task.
-    gradient : list of Gradient
+    gradient : sequence of Gradient
         Block by block, in the objective's own form; :attr:`grad` is the same as an array.
     """
 
-    value: Array
-    gradient: Sequence[Gradient]
-    _objective: Objective
-    _dtype: DType
+    def __init__(self, objective: Objective, value: Array, gradient: Sequence[Gradient]) -> None:
+        self._objective = objective
+        self.value = value
+        self.gradient = gradient
 
     @abstractmethod
     def product(self, direction: Sequence[Any]) -> Sequence[Gradient]:
@@ -67,7 +72,7 @@ class Linearization(ABC):
         direction = as_parameters(v, self._objective.n_params, "v")
         if direction.ndim == 2 and len(direction) != len(self.value):
             raise ValueError(f"v must have shape (P,) or ({len(self.value)}, P), got {direction.shape}")
-        return self._objective.hold(direction.astype(self._dtype, copy=False))
+        return self._objective.hold(direction.astype(self.value.dtype, copy=False))
 
 
 class Objective(Protocol):
@@ -105,7 +110,7 @@ class Objective(Protocol):
     def at(self, point: Sequence[Any], batch: Batch) -> Linearization:
         """Linearise at a point, without checks."""
 
-    def value(self, point: Sequence[Any], batch: Batch) -> tuple[Array, Array | None]:
+    def score(self, point: Sequence[Any], batch: Batch) -> tuple[Array, Array | None]:
         """Value ``(T,)``, and accuracy ``(T,)`` where the objective has one. No gradient."""
 
 
@@ -187,7 +192,16 @@ class Risk:
         assert isinstance(lin, RiskLinearization)
         return lin
 
+    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> Array:
+        """Initial parameters ``(P,)``: :meth:`npmeta.MLP.init`."""
+        return self.model.init(rng, dtype)
+
+    def outputs(self, point: Sequence[Any], x: Array) -> Array:
+        """The network's outputs ``(T, rows, n_out)`` for checked inputs."""
+        return forward(point, self.model.activations, x).z[-1]
+
     def prepare(self, x: ArrayLike, y: ArrayLike, dtype: DType, name: str = "") -> Batch:
+        """Inputs ``(T, rows, n_in)`` and targets ``(T, rows, n_out)``, checked and cast."""
         array = self.model.features(as_features(x, f"{name}x"), dtype, f"{name}x")
         if array.ndim != 3:
             raise ValueError(f"{name}x must have shape (T, rows, n_in), got {array.shape}")
@@ -200,19 +214,23 @@ class Risk:
         return array, targets
 
     def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+        """The layers of theta."""
         return self.model.layers(theta, forms)
 
     def scales(self, factors: Array) -> Sequence[Scale]:
+        """Numbers as pairs, one for W and one for b; factors per parameter as arrays."""
         if factors.size == self.n_params:
             return self.model.unpack(factors)
         return [(factor, factor) for factor in factors.tolist()]
 
     def at(self, point: Sequence[Any], batch: Batch) -> RiskLinearization:
+        """The linearization at layers, without checks."""
         return RiskLinearization(self, point, *batch)
 
-    def value(self, point: Sequence[Any], batch: Batch) -> tuple[Array, Array | None]:
+    def score(self, point: Sequence[Any], batch: Batch) -> tuple[Array, Array | None]:
+        """Loss and, for a loss of classes, accuracy; both ``(T,)``."""
         x, y = batch
-        o = forward(point, self.model.activations, x).z[-1]
+        o = self.outputs(point, x)
         return self.loss(o, y).value, _losses.accuracy(self.loss, o, y)
 
 
@@ -221,13 +239,12 @@ class RiskLinearization(Linearization):
 
     def __init__(self, risk: Risk, layers: Sequence[Any], x: Array, y: Array) -> None:
         model = risk.model
-        self._objective, self._dtype = risk, x.dtype
         self._model, self._layers = model, layers
         self._at: Forward = forward(layers, model.activations, x)
         self._slope = model.slopes(self._at)
-        self.value, delta_out, self._loss_product = risk.loss(self._at.z[-1], y)
+        value, delta_out, self._loss_product = risk.loss(self._at.z[-1], y)
         self._back: Backward = backward(layers, self._at, self._slope, delta_out)
-        self.gradient = self._back.gradient
+        super().__init__(risk, value, self._back.gradient)
 
     def product(self, direction: Sequence[Any]) -> Sequence[Gradient]:
         a_dot, z_dot = forward_dot(self._layers, direction, self._at, self._slope)

@@ -31,9 +31,11 @@ class _OnVector:
         return (self.n_params,)
 
     def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+        """One block with the whole vector; there are no layers to have forms."""
         return [Vector(theta)]
 
     def scales(self, factors: Array) -> Sequence[Scale]:
+        """One factor, or one per parameter, for the one block."""
         return [(factors,)]
 
 
@@ -47,9 +49,7 @@ class VectorLinearization(Linearization):
         grad: Array,
         hvp: Callable[[Array], Array],
     ) -> None:
-        self._objective, self._dtype = objective, grad.dtype
-        self.value = value
-        self.gradient = [Vector(grad)]
+        super().__init__(objective, value, [Vector(grad)])
         self._hvp = hvp
 
     def product(self, direction: Sequence[Any]) -> Sequence[Gradient]:
@@ -86,6 +86,7 @@ class Quadratic(_OnVector):
         return linearize(self, phi, x, y)
 
     def prepare(self, x: ArrayLike, y: ArrayLike, dtype: DType, name: str = "") -> Batch:
+        """Matrices ``(T, P, P)`` and centres ``(T, P)``, checked and cast."""
         A, c, P = as_features(x, f"{name}x"), as_features(y, f"{name}y"), self.n_params
         if A.ndim != 3 or A.shape[1:] != (P, P) or c.shape != (len(A), P):
             raise ValueError(
@@ -102,6 +103,7 @@ class Quadratic(_OnVector):
         return (A + transposed) / 2, c
 
     def at(self, point: Sequence[Any], batch: Batch) -> Linearization:
+        """The linearization at one block, without checks."""
         (vector,), (A, c) = point, batch
 
         def product(v: Array) -> Array:
@@ -112,7 +114,8 @@ class Quadratic(_OnVector):
         grad = product(r)
         return VectorLinearization(self, (r * grad).sum(-1) / 2, grad, product)
 
-    def value(self, point: Sequence[Any], batch: Batch) -> tuple[Array, Array | None]:
+    def score(self, point: Sequence[Any], batch: Batch) -> tuple[Array, Array | None]:
+        """Value ``(T,)``; there is no accuracy."""
         return self.at(point, batch).value, None
 
 
@@ -173,12 +176,15 @@ class FunctionObjective(_OnVector):
         return linearize(self, phi, x, y)
 
     def prepare(self, x: ArrayLike, y: ArrayLike, dtype: DType, name: str = "") -> Batch:
+        """Inputs and targets ``(T, rows, ...)``; floating ones are cast, others stay what they are."""
+
         def cast(values: Array) -> Array:  # labels and other integers stay what they are
             return as_dtype(values, dtype, name) if values.dtype.kind == "f" else values
 
         return cast(as_features(x, f"{name}x")), cast(as_features(y, f"{name}y"))
 
     def at(self, point: Sequence[Any], batch: Batch) -> Linearization:
+        """The linearization at one block, without checks."""
         (vector,), (x, y) = point, batch
         phi = np.broadcast_to(vector.values, (len(x), self.n_params))
         value, grad = self._each(phi, x, y)
@@ -198,7 +204,8 @@ class FunctionObjective(_OnVector):
 
         return VectorLinearization(self, value, grad, product)
 
-    def value(self, point: Sequence[Any], batch: Batch) -> tuple[Array, Array | None]:
+    def score(self, point: Sequence[Any], batch: Batch) -> tuple[Array, Array | None]:
+        """Value ``(T,)``; there is no accuracy."""
         return self.at(point, batch).value, None
 
     def _each(self, phi: Array, x: Array, y: Array) -> tuple[Array, Array]:

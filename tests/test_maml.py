@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -816,3 +817,25 @@ def test_the_step_sizes_are_a_copy():
     assert maml.inner_lr.tolist() == [[0.1, 0.2]]
     with pytest.raises(ValueError, match="read-only"):
         maml.inner_lr[:] = 0
+
+
+def test_a_risk_is_as_good_as_a_model_and_a_loss():
+    model = nm.MLP([2, 3, 1], activation="tanh")
+    risk, both = nm.MAML(nm.Risk(model, "huber")), nm.MAML(model, "huber")
+    params = risk.init(np.random.default_rng(0))
+    x, y = np.ones((2, 4, 2)), np.ones((2, 4, 1))
+    np.testing.assert_array_equal(params["theta"], both.init(np.random.default_rng(0))["theta"])
+    np.testing.assert_array_equal(risk.predict(params, x, y, x), both.predict(params, x, y, x))
+
+
+@pytest.mark.parametrize("loss", nm.losses.LOSSES)
+def test_it_can_be_sent_to_another_process(loss):
+    model = nm.MLP([2, 3, 4, 3], activation=["gelu", "leaky_relu"])
+    maml = pickle.loads(pickle.dumps(nm.MAML(model, loss, inner_lr=[[0.1, 0.2, 0.0]], inner_steps=2)))
+    theta = model.init(np.random.default_rng(0))
+    y = np.zeros((2, 4), int) if maml.objective.loss.targets == "classes" else np.ones((2, 4, 3))
+    tasks = nm.TaskBatch(np.ones((2, 4, 2)), y, np.ones((2, 4, 2)), y)
+    expected = nm.MAML(model, loss, inner_lr=[[0.1, 0.2, 0.0]], inner_steps=2).meta_gradient(
+        theta, tasks
+    )
+    np.testing.assert_array_equal(maml.meta_gradient(theta, tasks).grad, expected.grad)

@@ -244,7 +244,7 @@ def test_labels_and_one_hot_rows_are_the_same_targets(loss):
 def test_value_alone_is_the_value_of_the_linearization(loss):
     p = problem(loss)
     batch = p.risk.prepare(*p.support, p.theta.dtype)
-    value, accuracy = p.risk.value(p.risk.hold(p.theta), batch)
+    value, accuracy = p.risk.score(p.risk.hold(p.theta), batch)
     np.testing.assert_array_equal(value, p.risk.linearize(p.theta, *p.support).value)
     assert (accuracy is None) == (LOSSES[loss].targets in ("values", "counts"))
 
@@ -285,7 +285,7 @@ def test_nothing_inside_is_wider_than_the_parameters(loss):
     parts = list(lin.gradient) + list(lin.product(risk.hold(p.theta)))
     for part in parts:
         assert part.dense().flat().dtype == np.float32
-    value, accuracy = risk.value(risk.hold(p.theta), batch)
+    value, accuracy = risk.score(risk.hold(p.theta), batch)
     assert value.dtype == np.float32
     assert accuracy is None or accuracy.dtype == np.float64
 
@@ -548,3 +548,43 @@ def test_numbers_too_large_for_the_parameters_precision_are_refused():
         model.apply(theta, [[1e39]])
     with pytest.raises(ValueError, match=r"y \(as float32\) must be finite"):
         nm.Risk(model, "mse").linearize(theta, np.ones((1, 1, 1)), np.full((1, 1, 1), 1e39))
+
+
+def test_an_objective_from_scratch_needs_only_what_the_protocol_says():
+    """f(φ) = Σ cosh φ, written against the public protocol."""
+    from npmeta.objective import linearize
+    from npmeta.weights import Vector
+
+    class At(nm.Linearization):
+        def __init__(self, objective, phi):
+            self.phi = phi
+            super().__init__(objective, np.cosh(phi).sum(-1), [Vector(np.sinh(phi))])
+
+        def product(self, direction):
+            return [Vector(np.cosh(self.phi) * direction[0].values)]
+
+    class Cosh:
+        n_params, block_sizes, hessian = 2, (2,), "exact"
+
+        def prepare(self, x, y, dtype, name=""):
+            return np.asarray(x, dtype), np.asarray(y, dtype)
+
+        def hold(self, theta, forms=None):
+            return [Vector(theta)]
+
+        def scales(self, factors):
+            return [(factors,)]
+
+        def at(self, point, batch):
+            return At(self, np.broadcast_to(point[0].values, (len(batch[0]), 2)))
+
+        def score(self, point, batch):
+            return self.at(point, batch).value, None
+
+    phi, x = np.array([0.3, -1.0]), np.zeros((3, 1))
+    lin = linearize(Cosh(), phi, x, x)
+    np.testing.assert_allclose(lin.hvp([1.0, 2.0]), np.tile(np.cosh(phi) * [1, 2], (3, 1)))
+    out = nm.MAML(Cosh(), inner_lr=0.1, inner_steps=2).meta_gradient(phi, nm.TaskBatch(x, x, x, x))
+    step = lambda p: p - 0.1 * np.sinh(p)  # noqa: E731
+    slope = (1 - 0.1 * np.cosh(phi)) * (1 - 0.1 * np.cosh(step(phi)))
+    np.testing.assert_allclose(out.grad, slope * np.sinh(step(step(phi))), rtol=1e-14)

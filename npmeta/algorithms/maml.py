@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._validation import Array, DType, as_parameters, check_finite, unknown_name
-from npmeta.adaptation import StepSizes, adapt, inner_step, pull_back
+from npmeta.adaptation import StepSizes, adapt, inner_loop, pull_back
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
 from npmeta.losses import Loss
-from npmeta.mlp import MLP, forward
+from npmeta.mlp import MLP
 from npmeta.objective import Batch, Objective, Risk
 from npmeta.plan import FORMS, Plan, make_plan
 from npmeta.weights import Block, flatten
@@ -119,9 +119,9 @@ class MAML:
         ValueError
             If the model is an objective, which does not say how its parameters begin.
         """
-        if not isinstance(self.model, MLP):
+        if not isinstance(self.objective, Risk):
             raise ValueError("an objective has no initial parameters; pass your own theta")
-        params = {"theta": self.model.init(rng, dtype)}
+        params = {"theta": self.objective.init(rng, dtype)}
         if self.learn_inner_lr:
             params["inner_lr"] = np.array(self.inner_lr, dtype=dtype)
         return params
@@ -219,18 +219,18 @@ class MAML:
         ValueError
             If the model is an objective (adapt, and use its parameters), or shapes do not fit.
         """
-        if not isinstance(self.model, MLP):
+        if not isinstance(self.objective, Risk):
             raise ValueError("an objective makes no predictions; adapt, and use its parameters")
         theta, alpha = self._meta_parameters(params)
         support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
-        x = self.model.features(query_x, theta.dtype, "query_x")
+        x = self.objective.model.features(query_x, theta.dtype, "query_x")
         if x.ndim != 3 or len(x) != len(support[0]):
             raise ValueError(
                 f"query_x must have shape ({len(support[0])}, Q, n_in), as many tasks as "
                 f"support_x; got {x.shape}"
             )
         point = self._adapted(theta, support, alpha, steps)
-        return forward(point, self.model.activations, x).z[-1]  # type: ignore[arg-type]  # layers
+        return self.objective.outputs(point, x)
 
     def evaluate(
         self,
@@ -257,10 +257,11 @@ class MAML:
         support, query = self._prepare(tasks, theta.dtype)
         forms = self._forms(theta, alpha, support, query, steps, second_order=False)
         point = self.objective.hold(theta, forms)
-        scored = [self.objective.value(point, query)]
-        for s in range(steps):
-            _, point = inner_step(self.objective, point, support, alpha, s, self.inner_weight_decay)
-            scored.append(self.objective.value(point, query))
+        scored = [self.objective.score(point, query)]
+        for _, adapted in inner_loop(
+            self.objective, point, support, alpha, steps, self.inner_weight_decay
+        ):
+            scored.append(self.objective.score(adapted, query))
         losses, shares = zip(*scored, strict=True)
         accuracy = None if shares[0] is None else np.stack(shares, axis=1)
         return Scores(np.stack(losses, axis=1), accuracy)
@@ -288,10 +289,10 @@ class MAML:
         ValueError
             If the model is no network, or the arguments would not do for :meth:`meta_gradient`.
         """
-        if not isinstance(self.model, MLP):
+        if not isinstance(self.objective, Risk):
             raise ValueError("an objective has no layers to plan for")
         theta, alpha = self._meta_parameters(params)
-        return self._plan(self.model, theta, alpha, *self._prepare(tasks, theta.dtype))
+        return self._plan(self.objective.model, theta, alpha, *self._prepare(tasks, theta.dtype))
 
     def _plan(
         self,
@@ -325,9 +326,9 @@ class MAML:
         second_order: bool = True,
     ) -> Sequence[str] | None:
         """The plan's forms; None where there are no layers."""
-        if not isinstance(self.model, MLP):
+        if not isinstance(self.objective, Risk):
             return None
-        return self._plan(self.model, theta, alpha, support, query, steps, second_order).forms
+        return self._plan(self.objective.model, theta, alpha, support, query, steps, second_order).forms
 
     def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
         return (
@@ -337,11 +338,15 @@ class MAML:
 
     def _adapted(
         self, theta: Array, support: Batch, alpha: StepSizes, steps: int | None
-    ) -> list[Block]:
-        point: list[Block] = list(self.objective.hold(theta))
-        for s in range(_check_steps(self.inner_steps if steps is None else steps, "steps")):
-            _, point = inner_step(self.objective, point, support, alpha, s, self.inner_weight_decay)
-        return point
+    ) -> Sequence[Block]:
+        """φ after the steps."""
+        n_steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
+        adapted = start = self.objective.hold(theta)
+        for _, point in inner_loop(
+            self.objective, start, support, alpha, n_steps, self.inner_weight_decay
+        ):
+            adapted = point
+        return adapted
 
 
 def _check_steps(steps: int, name: str) -> int:
