@@ -60,9 +60,14 @@ def check_finite(values: Array, name: str) -> None:
 
 def as_dtype(values: Array, dtype: DType, name: str) -> Array:
     """The values in a dtype, finite there: 1e39 is not, in float32."""
+    if values.dtype == dtype:
+        check_finite(values, name)
+        return values
     with np.errstate(over="ignore"):
-        cast: Array = values.astype(dtype, copy=False)
-    check_finite(cast, f"{name} (as {dtype})" if np.isfinite(values).all() else name)
+        cast: Array = values.astype(dtype)
+    if not np.isfinite(cast).all():
+        check_finite(values, name)
+        check_finite(cast, f"{name} (as {dtype})")
     return cast
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import losses as _losses
-from npmeta._validation import Array, DType, as_features, as_parameters
+from npmeta._validation import Array, DType, as_parameters
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, Backward, Forward, backward, backward_dot, forward, forward_dot
 from npmeta.weights import Block, Gradient, Scale, flatten
@@ -202,9 +202,12 @@ class Risk:
 
     def prepare(self, x: ArrayLike, y: ArrayLike, dtype: DType, name: str = "") -> Batch:
         """Inputs ``(T, rows, n_in)`` and targets ``(T, rows, n_out)``, checked and cast."""
-        array = self.model.features(as_features(x, f"{name}x"), dtype, f"{name}x")
-        if array.ndim != 3:
-            raise ValueError(f"{name}x must have shape (T, rows, n_in), got {array.shape}")
+        array = self.model.features(x, dtype, f"{name}x")
+        if array.ndim != 3 or array.size == 0:
+            raise ValueError(
+                f"{name}x must have shape (T, rows, n_in) with at least one task and one row, got "
+                f"{array.shape}"
+            )
         targets = self.loss.prepare(y, self.model.widths[-1], dtype, f"{name}y")
         if targets.shape[:2] != array.shape[:2]:
             raise ValueError(
