@@ -773,7 +773,7 @@ def test_bad_arguments_of_adapt_predict_and_evaluate():
     with pytest.raises(ValueError, match=r"support_x and support_y must agree in tasks and rows"):
         maml.adapt(theta, x, y[:, :2])
     with pytest.raises(
-        ValueError, match="support_x must have shape .* with at least one task and one row"
+        ValueError, match=r"support_x must have shape .* with at least one task and one row"
     ):
         maml.adapt(theta, x[:, :0], y[:, :0])
 
