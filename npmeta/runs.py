@@ -12,18 +12,17 @@
 Files appear whole or not at all: each is written under another name, flushed to the disk, and
 renamed. Rows of ``metrics.csv`` reach the disk before the checkpoint that covers them, and a resumed
 run drops those that come after the checkpoint it goes on from, so it is bit for bit the run that was
-not interrupted.
+not interrupted. One process at a time trains a run.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
 import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.config import Config
 
-__all__ = ["COLUMNS", "Checkpoint", "Run"]
+__all__ = ["COLUMNS", "Checkpoint", "Run", "locked"]
 
 #: Columns of metrics.csv: means over the iterations since the row before; then the last validation.
 COLUMNS = (
@@ -73,7 +72,9 @@ class Checkpoint:
         """An .npz file."""
         arrays = {f"params/{name}": array for name, array in self.params.items()}
         arrays |= {f"state/{name}": array for name, array in self.state.items()}
-        arrays |= {"iteration": np.asarray(self.iteration), "window": self.window}
+        # The names once more: a member that damage has hidden is missed.
+        members = np.array(list(arrays), dtype=str)
+        arrays |= {"members": members, "iteration": np.asarray(self.iteration), "window": self.window}
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]  # names are data, not keyword arguments
         return buffer.getvalue()
@@ -84,16 +85,51 @@ class Checkpoint:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}  # checks every member's CRC-32
+            alone = {name: arrays.pop(name) for name in ("members", "iteration", "window")}
+            if list(arrays) != alone["members"].tolist():
+                raise ValueError(f"it has {', '.join(arrays)}, not what it was written with")
             named: dict[str, dict[str, Array]] = {"params": {}, "state": {}}
             for name, array in arrays.items():
                 part, _, rest = name.partition("/")
-                if rest:
-                    named[part][rest] = array
-            return Checkpoint(
-                int(arrays["iteration"]), named["params"], named["state"], arrays["window"]
-            )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as e:
-            raise ValueError(f"{path} is damaged ({type(e).__name__}: {e})") from None
+                named[part][rest] = array
+            return Checkpoint(int(alone["iteration"]), named["params"], named["state"], alone["window"])
+        except Exception as error:  # damage shows in many ways
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training the run in a folder.
+
+    The lock is the system's own and ends with the process, even with one that is killed. Where there
+    is none (Windows, some network file systems) this does nothing.
+
+    Raises
+    ------
+    ValueError
+        If another process has the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # no such folder, which is for others to say
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"{folder} is being trained by another process") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 class Run:
@@ -121,8 +157,14 @@ class Run:
         self.config = Config(task, values)
 
     @classmethod
-    def create(cls, folder: str | Path, config: Config, encoding: Mapping[str, Any] | None) -> Run:
-        """Make the folder of a new run.
+    def create(
+        cls,
+        folder: str | Path,
+        config: Config,
+        encoding: Mapping[str, Any] | None,
+        start: Checkpoint | None = None,
+    ) -> Run:
+        """Make the folder of a new run, with its first checkpoint.
 
         Raises
         ------
@@ -130,15 +172,21 @@ class Run:
             If the folder exists and is not empty.
         """
         path = Path(folder)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise FileExistsError
+            (path / "checkpoints").mkdir()  # of two processes that have come so far, one makes it
+        except FileExistsError:
             raise ValueError(
                 f"{path} exists and is not empty; choose another --out, or go on with the run in it: "
                 f"npmeta train --resume {path}"
-            )
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            ) from None
         if encoding is not None:
             write_atomically(path / "encoding.json", json.dumps(encoding, indent=1) + "\n")
         write_atomically(path / "metrics.csv", ",".join(COLUMNS) + "\n")
+        if start is not None:
+            write_atomically(path / "checkpoints" / _file_name(start), start.to_bytes())
         # Last: a folder with a config.toml has all the rest.
         write_atomically(path / "config.toml", config.to_toml())
         return cls(path)
@@ -155,14 +203,21 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Oldest first."""
-        return sorted((self.folder / "checkpoints").glob("[0-9]*.npz"))
+        paths = (self.folder / "checkpoints").glob("*.npz")
+        return sorted((path for path in paths if path.stem.isdecimal()), key=_iteration)
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, and remove all but the newest three."""
-        path = self.folder / "checkpoints" / f"{checkpoint.iteration:08d}.npz"
+        """Write a checkpoint, and remove all but the newest three up to it.
+
+        Those of later iterations go too: a run that makes an iteration again could not read what came
+        after it.
+        """
+        path = self.folder / "checkpoints" / _file_name(checkpoint)
         write_atomically(path, checkpoint.to_bytes())
-        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
-            old.unlink()
+        paths = self.checkpoints()
+        end = paths.index(path) + 1
+        for other in paths[: max(end - KEPT_CHECKPOINTS, 0)] + paths[end:]:
+            other.unlink()
         return path
 
     def load(self) -> Checkpoint:
@@ -192,26 +247,37 @@ class Run:
 
     def metrics(self) -> list[dict[str, float]]:
         """The rows of metrics.csv, up to the first that is not whole; empty cells are left out."""
-        path = self.folder / "metrics.csv"
-        try:
-            with open(path, encoding="utf-8", newline="") as file:
-                table = list(csv.reader(file))
-            if not table or tuple(table[0]) != COLUMNS:
-                raise ValueError("its first line does not name its columns")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
         rows: list[dict[str, float]] = []
-        for cells in table[1:]:
+        for line in self._metrics_lines()[1:]:
             try:
-                row = {n: float(c) for n, c in zip(COLUMNS, cells, strict=True) if c}
+                cells = zip(COLUMNS, line.split(","), strict=True)
+                row = {n: float(c) for n, c in cells if c or n == "iteration"}
             except ValueError:
-                break  # the line a killed process was writing
+                break  # what a killed process, or a power failure, left of a line
             rows.append(row)
         return rows
 
+    def _metrics_lines(self) -> list[str]:
+        """The lines of metrics.csv that have an end. No cell has a comma or a quote."""
+        path = self.folder / "metrics.csv"
+        try:
+            lines = path.read_text("utf-8", errors="replace").split("\n")[:-1]
+            if not lines or lines[0] != ",".join(COLUMNS):
+                raise ValueError("its first line does not name its columns")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+        return lines
+
     def truncate_metrics(self, iteration: int) -> None:
         """Drop the rows of later iterations, and a line that a killed process left unfinished."""
-        path = self.folder / "metrics.csv"
-        lines = path.read_text("utf-8").splitlines(keepends=True)
         n_kept = sum(row["iteration"] <= iteration for row in self.metrics())
-        write_atomically(path, "".join(lines[: 1 + n_kept]))
+        lines = self._metrics_lines()[: 1 + n_kept]
+        write_atomically(self.folder / "metrics.csv", "\n".join(lines) + "\n")
+
+
+def _file_name(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.iteration:08d}.npz"
+
+
+def _iteration(path: Path) -> int:
+    return int(path.stem)

@@ -1,12 +1,19 @@
 """The folder of a run: whole files, damaged files, unfinished lines."""
 
+import io
+import os
+import stat
+import threading
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from npmeta import _files
 from npmeta._files import write_atomically
 from npmeta.config import Config
-from npmeta.runs import Checkpoint, Run
+from npmeta.runs import Checkpoint, Run, locked
 
 
 def checkpoint(iteration, dtype=np.float32):
@@ -43,12 +50,16 @@ def test_the_newest_three_are_kept(run):
 
 
 def test_any_damage_is_noticed_named_and_stepped_over(run):
-    """Cut the newest file at every length, and flip every third byte: no wrong number, no crash."""
+    """Cut the newest file at every length, and change every third byte: no wrong number, no crash."""
     run.save(checkpoint(1))
     path = run.save(checkpoint(2))
     whole = path.read_bytes()
     cut = [whole[:n] for n in range(0, len(whole), 7)]
-    flipped = [whole[:n] + bytes([whole[n] ^ 0x55]) + whole[n + 1 :] for n in range(0, len(whole), 3)]
+    flipped = [
+        whole[:n] + bytes([whole[n] ^ bits]) + whole[n + 1 :]
+        for i, bits in enumerate((0x01, 0x08, 0x55, 0x80, 0xFF))
+        for n in range(i % 3, len(whole), 3)
+    ]
     stepped_over = 0
     for damaged in cut + flipped:
         path.write_bytes(damaged)
@@ -57,10 +68,68 @@ def test_any_damage_is_noticed_named_and_stepped_over(run):
         stepped_over += found.iteration == 1
         # Bytes that say nothing about the content (a date, a zip version) may change freely.
         assert same(found, checkpoint(1)) or same(found, checkpoint(2))
-    assert stepped_over >= len(cut) + 0.75 * len(flipped)
+    assert stepped_over >= len(cut) + 0.7 * len(flipped)
     path.write_bytes(whole[:100])
     with pytest.warns(UserWarning, match=r"00000002.npz is damaged .*; using the one before it"):
         run.load()
+
+
+def rewritten(data, change):
+    """A zip file with other members."""
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    change(members)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_a_member_too_few_or_too_many_is_damage(run):
+    path = run.save(checkpoint(1))
+    whole = path.read_bytes()
+    path.write_bytes(rewritten(whole, lambda members: None))
+    assert same(Checkpoint.read(path), checkpoint(1))
+    changes = [
+        lambda members, name=name: members.pop(name) for name in zipfile.ZipFile(path).namelist()
+    ]
+    for name in ("params/phi.npy", "buffers/theta.npy", "theta.npy"):
+        changes.append(lambda members, name=name: members.update({name: members["window.npy"]}))
+    assert len(changes) == 10
+    for change in changes:
+        path.write_bytes(rewritten(whole, change))
+        with pytest.raises(ValueError, match="is damaged"):
+            Checkpoint.read(path)
+
+
+def test_an_encrypted_member_is_damage(run):
+    path = run.save(checkpoint(1))
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(b"PK\x01\x02") + 8] |= 1  # the bit that says so, which zipfile has an error of
+    path.write_bytes(whole)  # its own for
+    with pytest.raises(ValueError, match="is damaged"):
+        Checkpoint.read(path)
+
+
+def test_checkpoints_are_in_order_of_their_numbers(run):
+    for i in (99_999_999, 100_000_000, 5):
+        (run.folder / "checkpoints" / f"{i:08d}.npz").write_bytes(checkpoint(i).to_bytes())
+    (run.folder / "checkpoints" / "5 (copy).npz").write_bytes(b"")
+    assert [int(path.stem) for path in run.checkpoints()] == [5, 99_999_999, 100_000_000]
+    assert run.load().iteration == 100_000_000
+
+
+def test_damaged_files_of_later_iterations_take_no_place(run):
+    for i in (10, 20, 30, 40, 50):
+        run.save(checkpoint(i))
+    for path in run.checkpoints()[1:]:
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert run.load().iteration == 30
+    for i, kept in ((31, [30, 31]), (32, [30, 31, 32]), (33, [31, 32, 33])):
+        run.save(checkpoint(i))
+        assert [int(path.stem) for path in run.checkpoints()] == kept
 
 
 def _is_damaged(path):
@@ -112,6 +181,92 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
         write_atomically(tmp_path / "absent" / "file", "new")
 
 
+def test_a_new_name_reaches_the_disk_with_its_folder(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(handle):
+        synced.append(stat.S_ISDIR(os.fstat(handle).st_mode))
+
+    monkeypatch.setattr(_files.os, "fsync", fsync)
+    write_atomically(tmp_path / "file", "new")
+    assert synced == [False, True]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("there", "not yet there"):
+        target, link = tmp_path / "folder" / name, tmp_path / f"link to {name}"
+        if name == "there":
+            target.write_text("old")
+        link.symlink_to(target)
+        write_atomically(link, "new")
+        assert link.is_symlink()
+        assert target.read_text() == "new"
+    assert len(list(tmp_path.rglob("*"))) == 5
+
+
+def test_a_file_keeps_its_mode_and_a_new_one_gets_that_of_any_other(tmp_path):
+    old, new, plain = tmp_path / "old", tmp_path / "new", tmp_path / "plain"
+    old.touch()
+    old.chmod(0o640)
+    plain.touch()
+    for path in (old, new):
+        write_atomically(path, "text")
+    assert stat.S_IMODE(old.stat().st_mode) == 0o640
+    assert new.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_file_is_written_to(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    came = []
+    reader = threading.Thread(target=lambda: came.append(pipe.read_text()), daemon=True)
+    reader.start()
+    write_atomically(pipe, "through")
+    reader.join(10)
+    assert came == ["through"]
+    assert pipe.is_fifo()
+    write_atomically(Path("/dev/null"), "away")
+    assert not Path("/dev/null").is_file()
+
+
+def test_one_process_at_a_time_trains_a_run(run):
+    pytest.importorskip("fcntl")
+    with (
+        locked(run.folder),
+        pytest.raises(ValueError, match="is being trained by another process"),
+        locked(run.folder),
+    ):
+        pass
+    with locked(run.folder):  # free again
+        pass
+
+
+def test_of_two_that_find_a_folder_empty_one_gets_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))
+    Run.create(tmp_path / "run", Config("sinusoid"), None)
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        Run.create(tmp_path / "run", Config("sinusoid"), None)
+
+
+def test_what_makes_a_folder_a_run_is_written_last(tmp_path, monkeypatch):
+    """Whenever the process ends, a folder with a config.toml can be gone on with."""
+    from npmeta import runs
+
+    written = []
+
+    def write(path, content):
+        written.append(path.name)
+        write_atomically(path, content)
+
+    monkeypatch.setattr(runs, "write_atomically", write)
+    run = Run.create(tmp_path / "run", Config("sinusoid"), {}, checkpoint(0))
+    assert set(written[:-1]) == {"encoding.json", "metrics.csv", "00000000.npz"}
+    assert written[-1] == "config.toml"
+    assert same(run.load(), checkpoint(0))
+
+
 def test_metrics_read_back_exactly_and_lose_what_comes_after_a_checkpoint(run):
     rows = [{"iteration": i, "loss": 0.1 * i, "grad_norm": 1 / 3, "outer_lr": 1e-3} for i in (1, 2, 3)]
     rows[1]["validation_loss"] = 2 / 3
@@ -119,8 +274,20 @@ def test_metrics_read_back_exactly_and_lose_what_comes_after_a_checkpoint(run):
         run.append(row)
     assert run.metrics() == rows
     whole = (run.folder / "metrics.csv").read_bytes()
-    for unfinished in (b"4", b"4,0.4", b"4,0.4,0.3333,0.0"):
+    cut = b"3,0.3,0.3,0.001,0.5,0.8"  # of a line that went on: it has no end
+    nothing = bytes(100)  # what a power failure may leave
+    for unfinished in (
+        b"4",
+        b"4,0.4",
+        b"4,0.4,0.3333,0.0",
+        cut,
+        nothing,
+        nothing + b"\n",
+        b"\xff\n",
+        b",,,,,\n",
+    ):
         (run.folder / "metrics.csv").write_bytes(whole + unfinished)
+        assert run.metrics() == rows
         run.truncate_metrics(3)
         assert (run.folder / "metrics.csv").read_bytes() == whole
     run.truncate_metrics(2)
@@ -135,6 +302,9 @@ def test_folders_that_are_no_runs(tmp_path, run):
         Run(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"exists and is not empty.*--resume"):
         Run.create(run.folder, run.config, None)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        Run.create(tmp_path / "file", run.config, None)
     (run.folder / "metrics.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match=r"metrics.csv cannot be read"):
         run.metrics()
