@@ -170,7 +170,8 @@ def curves(rows: Sequence[Mapping[str, float]], loss_name: str) -> Figure:
     loss = axes[0, 0]
     loss.plot(*series("loss"), color=BEFORE, lw=1.2, label="training tasks")
     loss.plot(*series("validation_loss"), "o-", color=AFTER, ms=3, label="validation tasks")
-    loss.set_yscale("log")
+    if not any(value <= 0 for name in ("loss", "validation_loss") for value in series(name)[1]):
+        loss.set_yscale("log")  # poisson_nll may be negative, which a logarithm would leave out
     loss.set_ylabel(f"query {loss_name} after adapting")
     loss.legend(frameon=False)
     if with_accuracy:

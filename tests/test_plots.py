@@ -54,3 +54,14 @@ def test_curves_show_the_rows_of_the_metrics():
     assert list(accuracy.get_lines()[0].get_ydata()) == [0.75]
     with pytest.raises(ValueError, match="no rows"):
         plots.curves([], "mse")
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"), [([3.0, 0.1], "log"), ([3.0, -0.1], "linear"), ([3.0, 0.0], "linear")]
+)
+@pytest.mark.parametrize("of", ["loss", "validation_loss"])
+def test_a_loss_that_is_not_positive_is_not_left_out(of, losses, scale):
+    rows = [{"iteration": i, "loss": 1.0, "validation_loss": 1.0} for i in range(2)]
+    for row, value in zip(rows, losses, strict=True):
+        row[of] = value
+    assert plots.curves(rows, "poisson_nll").axes[0].get_yscale() == scale
