@@ -31,6 +31,8 @@ class Option:
     help : str
     low : float or None
         Least value allowed; ``exclusive`` makes it the greatest value not allowed.
+    high : float or None
+        Greatest value allowed.
     choices : tuple of str
         Names allowed; empty where any is.
     length : tuple of int or None
@@ -50,6 +52,7 @@ class Option:
     choices: tuple[str, ...] = ()
     length: tuple[int, int] | None = None
     optional: bool = False
+    high: float | None = None
 
     def for_task(self, task: str) -> bool:
         """Whether runs on this task have the option."""
@@ -85,6 +88,8 @@ class Option:
         if self.low is not None and (value <= self.low if self.exclusive else value < self.low):
             bound = f"greater than {self.low:g}" if self.exclusive else f"at least {self.low:g}"
             raise ValueError(f"{self.name} must be {bound}, got {value}")
+        if self.high is not None and value > self.high:
+            raise ValueError(f"{self.name} must be at most {self.high:g}, got {value}")
         return value
 
 
@@ -259,7 +264,9 @@ OPTIONS: tuple[Option, ...] = (
         low=0,
         exclusive=True,
     ),
-    Option("training", "schedule_floor", float, 0.0, "share of the rate 'cosine' ends at", low=0),
+    Option(
+        "training", "schedule_floor", float, 0.0, "share of the rate 'cosine' ends at", low=0, high=1
+    ),
     Option(
         "training",
         "clip",

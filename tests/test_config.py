@@ -67,6 +67,7 @@ def test_every_option_has_help_and_a_default_that_passes_its_own_check():
         ("sinusoid", {"shots": True}, "shots must be a whole number, got True"),
         ("sinusoid", {"outer_lr": 0.0}, "outer_lr must be greater than 0, got 0"),
         ("sinusoid", {"outer_lr": float("nan")}, "outer_lr must be finite"),
+        ("sinusoid", {"schedule_floor": 1.5}, "schedule_floor must be at most 1, got 1.5"),
         ("sinusoid", {"inner_lr": [0.1, -1.0]}, "inner_lr must be at least 0, got -1"),
         ("sinusoid", {"inner_lr": []}, "inner_lr takes at least 1 value, got 0"),
         ("sinusoid", {"x": [1.0]}, "x takes 2 values, got 1"),
