@@ -15,6 +15,8 @@ from scipy.special import softmax
 from npmeta._validation import Array
 from npmeta.runs import Run
 from npmeta.tasks import Encoding, read_image, read_rows
+from npmeta.tasks.checks import existing
+from npmeta.tasks.columns import read_columns, read_csv
 
 __all__ = ["predict"]
 
@@ -74,7 +76,8 @@ class _Drawings:
         self.labels: tuple[str, ...] = ()
 
     def support(self, path: Path) -> tuple[Array, Array]:
-        images, labels = self._read(path, "image", "label")
+        columns = read_columns(existing(path))
+        images, labels = (columns.strings(name).tolist() for name in ("image", "label"))
         self.labels = tuple(dict.fromkeys(labels))
         if len(self.labels) > self.n_out:
             raise ValueError(
@@ -84,20 +87,12 @@ class _Drawings:
         return self._images(path, images), np.array([self.labels.index(label) for label in labels])
 
     def query(self, path: Path) -> Array:
-        return self._images(path, self._read(path, "image")[0])
+        return self._images(path, read_columns(existing(path)).strings("image").tolist())
 
     def answers(self, outputs: Array) -> list[tuple[str, Sequence[object]]]:
         known = outputs[:, : len(self.labels)]  # an output that no label was given to is no answer
         predicted = [self.labels[i] for i in known.argmax(-1)]
         return [("prediction", predicted), *_probabilities(known, self.labels)]
-
-    @staticmethod
-    def _read(path: Path, *columns: str) -> list[list[str]]:
-        head, rows = _table(path)
-        for column in columns:
-            if column not in head:
-                raise ValueError(f"{path} has no column {column!r}; it has {', '.join(head)}")
-        return [[row[head.index(column)] for row in rows] for column in columns]
 
     @staticmethod
     def _images(path: Path, names: Sequence[str]) -> Array:
@@ -114,18 +109,10 @@ def _probabilities(outputs: Array, names: Sequence[str]) -> list[tuple[str, Sequ
 def _table(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file as they stand in it."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = [row for row in csv.reader(file) if row]
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV file: {error}") from None
-    if len(table) < 2:
-        raise ValueError(f"{path} needs a header line and at least one row")
-    for number, row in enumerate(table[1:], start=2):
-        if len(row) != len(table[0]):
-            raise ValueError(f"{path}, row {number}: {len(row)} cells, expected {len(table[0])}")
-    return table[0], table[1:]
+        header, rows, _ = read_csv(existing(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return header, rows
 
 
 def _format_of(run: Run) -> Format:

@@ -229,6 +229,19 @@ def test_adapt_predicts_as_the_library_does(trained, tmp_path):
     assert (tmp_path / "c.csv").read_text() == out
 
 
+def test_blank_rows_of_a_spreadsheet_are_no_rows(trained, tmp_path):
+    support, plain, blank = (tmp_path / name for name in ("support.csv", "plain.csv", "blank.csv"))
+    support.write_text("x,y\n,\n1,2\n3,4\n , \n")
+    plain.write_text("note,x\n spaces stay ,0.25\nsecond, 3.0\n")
+    blank.write_text('\n,\nnote,x\n, \n spaces stay ,0.25\n\n"",\nsecond, 3.0\n,\n')
+    outs = [
+        npmeta_run("adapt", trained[0], "--support", support, "--query", query)[0]
+        for query in (plain, blank)
+    ]
+    assert outs[0] == outs[1]
+    assert [line.rpartition(",")[0] for line in outs[0].splitlines()] == plain.read_text().splitlines()
+
+
 def table_file(path, kind, n_tasks=12):
     """Each task a line of its own slope; or which side of it a point is on."""
     rng = np.random.default_rng(0)

@@ -53,9 +53,9 @@ def test_drawings_of_ones_own_are_told_apart(place, tmp_path):
     support = [(f"mine/{of_class[c][0]}", label) for c, label in enumerate(("alpha", "beta"))]
     query = [f"mine/{name}" for name in (*of_class[0][1:3], *of_class[1][1:3])]
     (tmp_path / "support.csv").write_text(
-        "image,label\n" + "".join(f"{image},{label}\n" for image, label in support)
+        "image, label\n" + "".join(f"{image},{label}\n,\n" for image, label in support)
     )
-    (tmp_path / "query.csv").write_text("image\n" + "\n".join(query) + "\n")
+    (tmp_path / "query.csv").write_text("image\n" + "\n  \n".join(query) + "\n")
     out, _ = npmeta_run(
         "adapt", place / "run", "--support", tmp_path / "support.csv", "--query", tmp_path / "query.csv"
     )
@@ -72,14 +72,15 @@ def test_mistakes_with_drawings(place, tmp_path, capsys):
     good = tmp_path / "good.csv"
     good.write_text("image,label\na.png,a\n")
     for text, message in (
-        ("picture,label\na.png,a\n", "no column 'image'"),
+        ("picture,label\na.png,a\n", "unknown column 'image'"),
         (
             "image,label\na.png,a\nb.png,b\nc.png,c\nd.png,d\n",
             "4 different labels; this network tells 3",
         ),
         ("image,label\nabsent.png,a\n", "absent.png"),
-        ("image,label\n", "at least one row"),
-        ("image,label\na.png\n", "1 cells, expected 2"),
+        ("image,label\n", "no rows under the header"),
+        ("image,label\na.png\n", "line 2: 1 cells, where the header has 2"),
+        ("image,label\n,\na.png,\n", "line 3: column 'label' is empty"),
     ):
         bad = tmp_path / "bad.csv"
         bad.write_text(text)

@@ -13,7 +13,7 @@ import numpy as np
 from npmeta._validation import Array, unknown_name
 from npmeta.tasks.encoding import Encoding
 
-__all__ = ["Columns", "ordered", "read_columns"]
+__all__ = ["Columns", "ordered", "read_columns", "read_csv"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +195,11 @@ def read_columns(path: Path) -> Columns:
     return Columns(path, hashlib.sha256(data).hexdigest(), dict(cells), parts, lines)
 
 
-def _from_csv(data: bytes) -> _Parts:
+def read_csv(data: bytes) -> tuple[list[str], list[list[str]], list[int]]:
+    """Header and rows of a CSV as they stand in it, and the line each row ends on.
+
+    Rows of nothing but empty cells, as spreadsheets leave them at the end, are no rows.
+    """
     import csv
 
     try:
@@ -207,19 +211,19 @@ def _from_csv(data: bytes) -> _Parts:
     lines, rows = [], []
     try:
         for row in reader:
-            cells = [cell.strip() for cell in row]
-            if any(cells):
+            if any(cell.strip() for cell in row):
                 lines.append(reader.line_num)
-                rows.append(cells)
+                rows.append(row)
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
     if not rows:
         raise ValueError("the file is empty")
     header = rows.pop(0)
     line = lines.pop(0)
-    if "" in header:
+    names = [name.strip() for name in header]
+    if "" in names:
         raise ValueError(
-            f"line {line}: column {header.index('') + 1} has no name in the header; name it, or write "
+            f"line {line}: column {names.index('') + 1} has no name in the header; name it, or write "
             f"the table without it"
         )
     if len(header) == 1 and any(separator in header[0] for separator in ";\t"):
@@ -231,7 +235,20 @@ def _from_csv(data: bytes) -> _Parts:
     for line, row in zip(lines, rows, strict=True):
         if len(row) != len(header):
             raise ValueError(f"line {line}: {len(row)} cells, where the header has {len(header)}")
-    return list(zip(header, zip(*rows, strict=True), strict=True)), {}, lines
+    return header, rows, lines
+
+
+def _from_csv(data: bytes) -> _Parts:
+    header, rows, lines = read_csv(data)
+    columns = zip(*rows, strict=True)
+    return (
+        [
+            (name.strip(), [cell.strip() for cell in column])
+            for name, column in zip(header, columns, strict=True)
+        ],
+        {},
+        lines,
+    )
 
 
 def _from_npz(data: bytes) -> _Parts:
