@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,6 +22,11 @@ __all__ = ["main"]
 
 class _Parser(argparse.ArgumentParser):
     """argparse with one-line errors that name the nearest known word."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # What is a value and no option though it begins with a dash: argparse leaves out -1e0.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -50,7 +57,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="npmeta",
         description="Exact second-order meta-learning in NumPy.",
-        epilog="npmeta COMMAND --help lists a command's options.",
+        epilog="npmeta COMMAND --help lists a command's options. With NPMETA_TRACEBACK=1 in the "
+        "environment, an error shows where in npmeta it arose.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"npmeta {__version__}")
@@ -63,7 +71,12 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     evaluate.add_argument("--tasks", type=_whole, metavar="N", help="tasks (default: the run's 600)")
     evaluate.add_argument("--steps", type=_whole, metavar="S", help="inner steps (default: the run's)")
-    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    evaluate.add_argument(
+        "--split",
+        choices=("train", "validation", "test"),
+        metavar="SPLIT",
+        help="train, validation or test (the default)",
+    )
     evaluate.add_argument("--seed", type=_whole, metavar="N", help="of the tasks (default: the run's)")
     evaluate.add_argument("--json", metavar="FILE", help="write the scores as JSON ('-': print them)")
     evaluate.add_argument("--data", metavar="PATH", help="score on other data, all of its classes")
@@ -104,7 +117,7 @@ def _add_train(commands: Any) -> None:
         metavar="RUN",
         nargs="?",
         type=Path,
-        const=Path(),
+        const=True,  # no path is equal to it
         help="go on with a run (without a value: the one in --out)",
     )
     where.add_argument("--config", metavar="TOML", type=Path, help="a file of options")
@@ -182,9 +195,11 @@ def _train(args: argparse.Namespace) -> int:
         if getattr(args, option.name) is not None
     }
     if args.resume is not None:
-        folder = args.out if args.resume == Path() else args.resume
+        folder = args.out if args.resume is True else args.resume
         if folder is None:
             raise ValueError("--resume needs the folder of a run: --resume RUN")
+        if args.out is not None and args.out.resolve() != folder.resolve():
+            raise ValueError(f"a run goes on in its own folder, {folder}; leave out --out")
         if args.config or args.preset:
             raise ValueError("a run goes on with its own config.toml; leave out --config and --preset")
         return commands.resume_run(folder, args.task, flags)
@@ -231,12 +246,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0 if all went well; 1 if training met a loss that is not finite; 2 if the command or its
-        input is wrong; 130 after Ctrl-C.
+        input is wrong; 130 after Ctrl-C or, in training, a request to terminate.
     """
     warnings.showwarning = _show_warning
     try:
         return _run(argv)
     except (ValueError, ImportError, OSError) as error:
+        if os.environ.get("NPMETA_TRACEBACK"):
+            raise
         print(f"npmeta: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

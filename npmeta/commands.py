@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,8 +19,9 @@ from npmeta._validation import Array
 from npmeta.algorithms import MAML, Scores
 from npmeta.config import Config, TaskDistribution
 from npmeta.progress import Progress
-from npmeta.runs import Checkpoint, Run
+from npmeta.runs import Checkpoint, Run, locked
 from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
+from npmeta.tasks.checks import existing
 from npmeta.training import NonFiniteError, evaluate, meta_train
 
 __all__ = ["adapt_run", "evaluate_run", "plot_run", "resume_run", "score_table", "start_run"]
@@ -39,7 +40,7 @@ def start_run(config: Config, folder: Path | None) -> int:
     tasks = config.tasks()
     settled: dict[str, Any] = {}
     if not isinstance(tasks, Sinusoid):
-        settled = {"data": str(Path(config["data"]).resolve()), "checksum": tasks.checksum}
+        settled = {"data": str(existing(config["data"]).resolve()), "checksum": tasks.checksum}
     if isinstance(tasks, Table) and config["loss"] is None:
         settled["loss"] = "mse" if tasks.encoding.kind == "number" else "cross_entropy"
     config = config.with_values(**settled)
@@ -47,78 +48,96 @@ def start_run(config: Config, folder: Path | None) -> int:
     params = algorithm.init(np.random.default_rng(config["seed"]), config["dtype"])
     for split in ("train", "validation", "test"):
         algorithm.evaluate(params, tasks.sample(config["seed"], 0, 1, split=split), 0)
+    config.schedule()
+    start = Checkpoint(0, params, optimizers.get(config["optimizer"]).init(params), np.zeros(3))
 
     encoding = tasks.encoding.to_dict() if isinstance(tasks, Table) else None
-    run = Run.create(folder or _free_folder(config.task), config, encoding)
-    state = optimizers.get(config["optimizer"]).init(params)
-    start = Checkpoint(0, params, state, np.zeros(3))
-    run.save(start)
-    return _train(run, tasks, algorithm, start)
+    run = Run.create(folder or _new_folder(config.task), config, encoding, start)
+    with locked(run.folder):
+        return _train(run, tasks, algorithm, start)
 
 
 def resume_run(folder: Path, task: str | None, changes: Mapping[str, Any]) -> int:
     """Go on with a run, bit for bit as if it had not been interrupted.
 
-    ``changes`` may be what the run has already; only ``iterations`` may be something else.
+    ``changes`` may be what the run has already; only ``iterations`` may be something else, and the
+    path of the same data.
     """
-    run = Run(folder)
+    with locked(folder):
+        return _resume(Run(folder), task, changes)
+
+
+def _resume(run: Run, task: str | None, changes: Mapping[str, Any]) -> int:
+    folder = run.folder
     if task not in (None, run.config.task):
         raise ValueError(f"{folder} is of {run.config.task}, not of {task}")
-    changes = run.config.with_values(**changes).values
-    changed = {name: value for name, value in changes.items() if run.config[name] != value}
-    if set(changed) - {"iterations"}:
-        name = sorted(set(changed) - {"iterations"})[0]
+    config = run.config.with_values(**changes)
+    if "data" in changes:
+        config = config.with_values(data=str(existing(changes["data"]).resolve()))
+    changed = {name for name, value in config.values.items() if run.config[name] != value}
+    for name in sorted(changed - {"iterations", "data"}):
         raise ValueError(
-            f"a run cannot go on with another {name} ({run.config[name]!r}, not {changed[name]!r}); "
+            f"a run cannot go on with another {name} ({run.config[name]!r}, not {config[name]!r}); "
             f"only iterations may change"
         )
-    if changed and run.config["schedule"] == "cosine":
+    if "iterations" in changed and config["schedule"] == "cosine":
         raise ValueError("the cosine schedule depends on iterations, so they cannot change midway")
-    if changed:
-        run.config = run.config.with_values(**changed)
-    tasks = run.config.tasks()
-    algorithm = run.config.algorithm(tasks.n_in, tasks.n_out)
+    tasks = config.tasks()  # data of another checksum is refused
+    algorithm = config.algorithm(tasks.n_in, tasks.n_out)
     checkpoint = run.load()
-    if checkpoint.iteration >= run.config["iterations"]:
-        say(
-            f"{folder} has made its {run.config['iterations']} iterations; "
-            f"--iterations N goes on to more"
-        )
-        return 0
+    made, iterations = checkpoint.iteration, config["iterations"]
+    if made > iterations:
+        raise ValueError(f"{folder} has made {made} iterations, and cannot go back to {iterations}")
     if changed:
-        write_atomically(run.folder / "config.toml", run.config.to_toml())
-    run.truncate_metrics(checkpoint.iteration)
-    say(f"going on from iteration {checkpoint.iteration} of {run.config['iterations']}")
+        run.config = config
+        write_atomically(folder / "config.toml", config.to_toml())
+    if made == iterations and (folder / "evaluation.json").exists():
+        say(f"{folder} has made its {iterations} iterations; --iterations N goes on to more")
+        return 0
+    # Scores of fewer iterations; without them, an interrupt before the new ones can be made good.
+    (folder / "evaluation.json").unlink(missing_ok=True)
+    run.truncate_metrics(made)
+    say(f"going on from iteration {made} of {iterations}")
     return _train(run, tasks, algorithm, checkpoint)
 
 
-def _free_folder(task: str) -> Path:
+def _new_folder(task: str) -> Path:
+    """The first of runs/TASK-1, runs/TASK-2, ... that is free, made: no other process will get it."""
     n = 1
-    while Path("runs", f"{task}-{n}").exists():
-        n += 1
-    return Path("runs", f"{task}-{n}")
+    while True:
+        folder = Path("runs", f"{task}-{n}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            n += 1
+        else:
+            return folder
 
 
 def _train(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint) -> int:
     """Train, and report; or say why not, and how to go on."""
     config = run.config
     say(f"{config.task}: {algorithm.model}, {algorithm.objective.n_params} parameters, in {run.folder}")
-    try:
-        checkpoint = _iterate(run, tasks, algorithm, start)
-    except NonFiniteError as error:
-        say(f"npmeta: training stopped: {error}; the newest checkpoint is {run.checkpoints()[-1]}")
-        return 1
-    if checkpoint.iteration < config["iterations"]:
-        say(
-            f"stopped after iteration {checkpoint.iteration} of {config['iterations']}; "
-            f"to go on: npmeta train --resume {run.folder}"
-        )
-        return 130
-    _report(run, tasks, algorithm, checkpoint.params)
+    with _handling(signal.default_int_handler, signal.SIGTERM):
+        try:
+            with _interrupts() as interrupted:
+                checkpoint = _iterate(run, tasks, algorithm, start, interrupted)
+        except NonFiniteError as error:
+            say(f"npmeta: training stopped: {error}; the newest checkpoint is {run.checkpoints()[-1]}")
+            return 1
+        if interrupted:
+            say(
+                f"stopped after iteration {checkpoint.iteration} of {config['iterations']}; "
+                f"to go on: npmeta train --resume {run.folder}"
+            )
+            return 130
+        _report(run, tasks, algorithm, checkpoint.params)
     return 0
 
 
-def _iterate(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint) -> Checkpoint:
+def _iterate(
+    run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint, interrupted: Sequence[int]
+) -> Checkpoint:
     """All iterations, or those up to an interrupt; what came of them is in the run's folder."""
     config, checkpoint, window = run.config, start, start.window
     iterations = config["iterations"]
@@ -136,7 +155,7 @@ def _iterate(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoi
         state=start.state,
         start=start.iteration,
     )
-    with _interrupts() as interrupted, Progress(iterations, start.iteration) as progress:
+    with Progress(iterations, start.iteration) as progress:
         for step in steps:
             progress.update(step.iteration, step.loss)
             window = window + np.array([1.0, step.loss, step.grad_norm])
@@ -154,10 +173,11 @@ def _iterate(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoi
                     row |= _validate(config, tasks, algorithm, step.params)
                 run.append(row)
                 window = np.zeros(3)
-            if last or interrupted or step.iteration % config["checkpoint_every"] == 0:
+            stops = bool(interrupted)  # asked once: what stops here is in a checkpoint
+            if last or stops or step.iteration % config["checkpoint_every"] == 0:
                 checkpoint = Checkpoint(step.iteration, step.params, step.state, window)
                 run.save(checkpoint)
-            if interrupted:
+            if stops:
                 break
     return checkpoint
 
@@ -192,13 +212,21 @@ def _interrupts() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         came.append(number)
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, note) for number in signals}
-    try:
+    with _handling(note, signal.SIGINT, signal.SIGTERM):
         yield came
+
+
+@contextmanager
+def _handling(
+    handler: Callable[[int, FrameType | None], Any], *numbers: signal.Signals
+) -> Iterator[None]:
+    """Signals of these numbers go to a handler."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
 
 
 def _report(run: Run, tasks: TaskDistribution, algorithm: MAML, params: Mapping[str, Array]) -> None:
@@ -222,16 +250,18 @@ def evaluate_run(
     *,
     n_tasks: int | None,
     steps: int | None,
-    split: str,
+    split: str | None,
     seed: int | None,
     json_file: str | None,
     data: str | None,
 ) -> int:
     """Score the newest checkpoint of a run."""
+    if data is not None and split is not None:
+        raise ValueError("--data is scored on all that is in it; leave out --split")
     run = Run(folder)
     config = run.config
-    tasks = _tasks_on(run, data) if data else config.tasks()
-    split = "test" if data else split
+    tasks = config.tasks() if data is None else _tasks_on(run, data)
+    split = split or "test"
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
     params = run.load().params
     scored = _score(run, tasks, algorithm, params, n_tasks=n_tasks, steps=steps, split=split, seed=seed)
@@ -239,7 +269,8 @@ def evaluate_run(
     if json_file == "-":
         print(text)
         return 0
-    print(score_table(scored, config["loss"], split if data is None else Path(data).name))
+    # Flushed, so that it comes first if the other file is standard output too.
+    print(score_table(scored, config["loss"], split if data is None else Path(data).name), flush=True)
     if json_file:
         write_atomically(Path(json_file), text + "\n")
     return 0
@@ -308,7 +339,7 @@ def _decimals(half: Array) -> int:
 
 
 def _score_json(scored: Scores, run: Run, split: str, data: str | None = None) -> str:
-    """The same as JSON."""
+    """The same as JSON, in which a number that is not finite is null."""
     record: dict[str, Any] = {
         "run": str(run.folder),
         **({"split": split} if data is None else {"data": data}),
@@ -317,10 +348,9 @@ def _score_json(scored: Scores, run: Run, split: str, data: str | None = None) -
     }
     for of in ("loss", "accuracy"):
         if of == "loss" or scored.accuracy is not None:
-            half = scored.interval(of)
-            record[of] = scored.mean(of).tolist()
-            record[f"{of}_ci95"] = [h if np.isfinite(h) else None for h in half.tolist()]
-    return json.dumps(record, indent=1)
+            for name, values in ((of, scored.mean(of)), (f"{of}_ci95", scored.interval(of))):
+                record[name] = [v if np.isfinite(v) else None for v in values.tolist()]
+    return json.dumps(record, indent=1, allow_nan=False)
 
 
 # --- adapt ------------------------------------------------------------------------------------------

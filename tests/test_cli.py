@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 import npmeta
+from npmeta import commands
 from npmeta.cli import main
-from npmeta.runs import Run
+from npmeta.config import Config
+from npmeta.options import OPTIONS, TASKS
+from npmeta.runs import Checkpoint, Run, locked
 
 QUICK = ["--eval-tasks", "20", "--hidden", "8", "8", "--meta-batch", "4"]
 
@@ -147,6 +150,7 @@ def test_a_finished_run_can_be_given_more_iterations(tmp_path, capsys):
     npmeta_run(*short, "--iterations", 40, "--out", folder)
     _, err = npmeta_run("train", "--resume", folder)
     assert "has made its 40 iterations" in err
+    assert "cannot go back to 30" in fails(capsys, "train", "--resume", folder, "--iterations", 30)
     npmeta_run("train", "--resume", folder, "--iterations", 60)
     npmeta_run(*short, "--iterations", 60, "--out", tmp_path / "longer")
     assert final_state(folder) == final_state(tmp_path / "longer")
@@ -155,6 +159,73 @@ def test_a_finished_run_can_be_given_more_iterations(tmp_path, capsys):
         capsys, "train", "--resume", folder, "--inner-lr", 3, "--iterations", 99
     )
     assert "not of omniglot" in fails(capsys, "train", "omniglot", "--resume", folder)
+
+
+#: Ends the process at a point of its own choosing, as a signal from outside might.
+INTERRUPTED_REPORT = """
+import os, signal, sys
+from npmeta import cli, commands
+number, score = getattr(signal, sys.argv.pop(1)), commands._score
+def interrupted(*args, **options):
+    os.kill(os.getpid(), number)
+    return score(*args, **options)
+commands._score = interrupted
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_report_can_be_made_good(tmp_path, number):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", INTERRUPTED_REPORT, number, "train"]
+    new = ["sinusoid", *QUICK, "--iterations", "4", "--out", str(folder)]
+    for words in (new, ["--resume", str(folder), "--iterations", "6"]):
+        process = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60)
+        assert process.returncode == 130, process.stderr
+        assert process.stderr.splitlines()[-1] == "npmeta: interrupted"
+        assert not (folder / "evaluation.json").exists()
+        out, _ = npmeta_run("train", "--resume", folder)
+        assert out.startswith("20 test tasks")
+        scores = json.loads((folder / "evaluation.json").read_text())["loss"]
+        out, err = npmeta_run("train", "--resume", folder)
+        assert out == ""
+        assert "has made its" in err
+    npmeta_run("train", "sinusoid", *QUICK, "--iterations", 6, "--out", tmp_path / "whole")
+    assert scores == json.loads((tmp_path / "whole" / "evaluation.json").read_text())["loss"]
+
+
+def signals_after(iteration, *numbers):
+    """meta_train, but that signals come in an iteration."""
+
+    def meta_train(*args, **options):
+        for step in npmeta.meta_train(*args, **options):
+            if step.iteration == iteration:
+                for number in numbers:
+                    signal.raise_signal(number)
+            yield step
+
+    return meta_train
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch, capsys):
+    train = ["train", "sinusoid", *QUICK, "--iterations", "9", "--out"]
+    monkeypatch.setattr(commands, "meta_train", signals_after(5, signal.SIGINT))
+    assert main([*train, str(tmp_path / "once")]) == 130
+    assert Run(tmp_path / "once").load().iteration == 5
+    monkeypatch.setattr(commands, "meta_train", signals_after(5, signal.SIGINT, signal.SIGTERM))
+    assert main([*train, str(tmp_path / "twice")]) == 130
+    assert Run(tmp_path / "twice").load().iteration == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "npmeta: interrupted"
+
+
+def test_an_interrupt_in_the_last_iteration_leaves_out_the_report(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    monkeypatch.setattr(commands, "meta_train", signals_after(9, signal.SIGTERM))
+    assert main(["train", "sinusoid", *QUICK, "--iterations", "9", "--out", str(folder)]) == 130
+    assert "stopped after iteration 9 of 9" in capsys.readouterr().err
+    assert not (folder / "evaluation.json").exists()
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert (folder / "evaluation.json").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -167,7 +238,228 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert "Traceback" not in err
 
 
+# --- from options to training -----------------------------------------------------------------------
+
+
+def test_training_is_that_of_the_library_with_the_same_options(tmp_path, capsys):
+    """Written out by hand, with nothing at its default: a value that went astray would show."""
+    folder = tmp_path / "run"
+    words = """--seed 7 --iterations 12 --meta-batch 3 --outer-lr 0.02 --optimizer momentum --clip 0.5
+        --schedule step --schedule-every 5 --schedule-factor 0.25 --shots 4 --queries 6 --noise 0.1
+        --hidden 5 --activation tanh --inner-lr 0.03 --inner-steps 2 --inner-weight-decay 0.01
+        --log-every 4 --validate-every 6 --validation-tasks 7 --eval-tasks 9 --eval-steps 3"""
+    assert main(["train", "sinusoid", *words.split(), "--out", str(folder)]) == 0
+    capsys.readouterr()
+
+    tasks = npmeta.tasks.Sinusoid(shots=4, queries=6, noise=0.1)
+    maml = npmeta.MAML(
+        npmeta.MLP([1, 5, 1], "tanh"), inner_lr=0.03, inner_steps=2, inner_weight_decay=0.01
+    )
+    steps = list(
+        npmeta.meta_train(
+            maml,
+            tasks,
+            maml.init(np.random.default_rng(7)),
+            iterations=12,
+            meta_batch=3,
+            outer_lr=0.02,
+            optimizer=npmeta.optimizers.Momentum(),
+            schedule=npmeta.optimizers.step(5, 0.25),
+            clip=0.5,
+            seed=7,
+        )
+    )
+    assert max(step.grad_norm for step in steps) > 0.5  # there is something to clip
+    run = Run(folder)
+    end = run.load()
+    for found, expected in ((end.params, steps[-1].params), (end.state, steps[-1].state)):
+        assert set(found) == set(expected)
+        for name in found:
+            np.testing.assert_array_equal(found[name], expected[name])
+
+    rows, before = run.metrics(), 0
+    assert [row["iteration"] for row in rows] == [4, 6, 8, 12]
+    for row in rows:
+        since, before = steps[before : int(row["iteration"])], int(row["iteration"])
+        assert row["loss"] == pytest.approx(np.mean([step.loss for step in since]), rel=1e-14)
+        assert row["grad_norm"] == pytest.approx(np.mean([step.grad_norm for step in since]), rel=1e-14)
+        assert row["outer_lr"] == 0.02 * 0.25 ** ((before - 1) // 5)
+        assert ("validation_loss" in row) == (before in (6, 12))
+        if "validation_loss" in row:
+            scored = npmeta.evaluate(
+                maml, tasks, steps[before - 1].params, n_tasks=7, split="validation", seed=7
+            )
+            assert row["validation_loss"] == scored.mean()[-1]
+    scored = npmeta.evaluate(maml, tasks, end.params, n_tasks=9, steps=3, split="test", seed=7)
+    assert json.loads((folder / "evaluation.json").read_text())["loss"] == scored.mean().tolist()
+
+
+#: What an option may be that it is not by default.
+OTHER = {
+    "dtype": {"float64": "float32", "float32": "float64"},
+    "fractions": [0.5, 0.3, 0.2],
+    "split_by": "alphabet",
+    "target_kind": "class",
+    "loss": "huber",
+    "activation": ["tanh", "elu"],
+    "inner_lr": [0.25, 0.5],
+    "inner_lr_per": "step",
+    "inner_steps": 2,
+    "optimizer": "momentum",
+    "schedule": "cosine",
+    "schedule_floor": 0.5,
+    "hidden": [7, 6],
+    "feature_columns": ["width"],
+    "clip": 2.5,
+}
+
+
+def other(option, task):
+    default = option.default_for(task)
+    if option.name in OTHER:
+        value = OTHER[option.name]
+        return value[default] if isinstance(value, dict) else value
+    if option.kind is str:
+        return f"another {option.name}"
+    if option.kind is bool:
+        return not default
+    return [value + 1 for value in default] if isinstance(default, list) else default + 1
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
+    chosen = {option.name: other(option, task) for option in OPTIONS if option.for_task(task)}
+    assert all(value != Config(task)[name] for name, value in chosen.items())
+    words = []
+    for option in OPTIONS:
+        if option.for_task(task):
+            flag, value = "--" + option.name.replace("_", "-"), chosen[option.name]
+            if option.kind is bool:
+                words.append(flag if value else flag.replace("--", "--no-", 1))
+            else:
+                words += [flag, *map(str, value if isinstance(value, list) else [value])]
+    came = {}
+    monkeypatch.setattr(commands, "start_run", lambda config, folder: came.update(config=config) or 0)
+    assert main(["train", task, *words]) == 0
+    config = came["config"]
+    assert config.values == chosen
+
+    class Recorded:
+        checksum = chosen.get("checksum")
+
+        def __init__(self, *args, **options):
+            came["tasks"] = (args, options)
+
+    monkeypatch.setattr(f"npmeta.config.{task.capitalize()}", Recorded)
+    config.tasks()
+    c = chosen
+    shared = {"shots": c["shots"], "queries": c["queries"]}
+    if task == "sinusoid":
+        ranges = {name: tuple(c[name]) for name in ("amplitude", "phase", "frequency", "x")}
+        assert came["tasks"] == ((c["shots"], c["queries"]), {"noise": 1.0, **ranges})
+    else:
+        shared |= {"split_seed": 1, "fractions": (0.5, 0.3, 0.2)}
+        if task == "omniglot":
+            shared |= {"ways": 6, "rotations": False, "split_by": "alphabet"}
+        else:
+            shared |= {"task": "another task_column", "target": "another target_column"}
+            shared |= {"features": ["width"], "kind": "class", "standardise": False, "encoding": None}
+        assert came["tasks"] == (("another data",), shared)
+
+    maml = config.algorithm(3, 2)
+    assert maml.model.widths == (3, 7, 6, 2)
+    assert [f.name for f in maml.model.activations] == ["tanh", "elu"]
+    assert maml.objective.loss.name == "huber"
+    assert maml.inner_lr == [[0.25], [0.5]]
+    assert (maml.inner_steps, maml.inner_weight_decay) == (2, 1.0)
+    assert maml.first_order
+    assert maml.learn_inner_lr
+    assert config.schedule()(c["iterations"]) == 0.5
+
+    def meta_train(algorithm, tasks, params, **options):
+        came["training"] = (params, options)
+        return iter(())
+
+    def evaluate(algorithm, tasks, params, **options):
+        came["evaluation"] = options
+        return npmeta.algorithms.Scores(np.zeros((1, 1)), None)
+
+    monkeypatch.setattr(commands, "meta_train", meta_train)
+    monkeypatch.setattr(commands, "evaluate", evaluate)
+    params = maml.init(np.random.default_rng(c["seed"]), c["dtype"])
+    run = Run.create(tmp_path / "run", config, None)
+    start = Checkpoint(3, params, {"m/theta": params["theta"]}, np.zeros(3))
+    commands._iterate(run, None, maml, start, [])
+    params_passed, options = came["training"]
+    assert params_passed is params
+    assert options.pop("state") is start.state
+    assert options.pop("schedule")(c["iterations"]) == 0.5
+    assert options == {
+        "iterations": c["iterations"],
+        "meta_batch": c["meta_batch"],
+        "outer_lr": 1.001,
+        "optimizer": npmeta.optimizers.Momentum(),
+        "clip": 2.5,
+        "seed": 1,
+        "start": 3,
+    }
+    commands._validate(config, None, maml, params)
+    assert came["evaluation"] == {"n_tasks": 101, "split": "validation", "seed": 1}
+    commands._score(run, None, maml, params)
+    assert came["evaluation"] == {
+        "n_tasks": 601, "steps": c["eval_steps"], "split": "test", "seed": 1
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "of"), [("dtype", "float32"), ("seed", 5)])
+def test_initial_parameters_are_of_the_seed_and_dtype(option, of, tmp_path):
+    options = {"seed": 0, "dtype": "float64", option: of}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    folder = tmp_path / "run"
+    assert main(["train", "sinusoid", *QUICK, *words, "--iterations", "1", "--out", str(folder)]) == 0
+    found = Checkpoint.read(Run(folder).checkpoints()[0])
+    maml = npmeta.MAML(npmeta.MLP([1, 8, 8, 1]))
+    expected = maml.init(np.random.default_rng(options["seed"]), options["dtype"])
+    assert found.iteration == 0
+    assert found.params["theta"].dtype == options["dtype"]
+    np.testing.assert_array_equal(found.params["theta"], expected["theta"])
+
+
 # --- evaluate and adapt -----------------------------------------------------------------------------
+
+
+def test_evaluate_takes_the_tasks_of_its_seed(trained):
+    def losses(*words):
+        return json.loads(npmeta_run("evaluate", trained[0], "--json", "-", *words)[0])["loss"]
+
+    assert losses() == losses("--seed", 0) == losses("--split", "test")
+    assert losses() != losses("--seed", 1)
+    assert losses() != losses("--split", "validation")
+
+
+def test_a_task_that_diverges_is_null_in_json(trained, monkeypatch, capsys, tmp_path):
+    def evaluate(*args, **options):
+        loss = np.array([[1.0, np.inf, np.nan], [2.0, 1.0, 1.0]])
+        return npmeta.algorithms.Scores(loss, None)
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    monkeypatch.setattr(commands, "evaluate", evaluate)
+    file = tmp_path / "scores.json"
+    with np.errstate(invalid="ignore"):
+        assert main(["evaluate", str(trained[0]), "--json", str(file)]) == 0
+        assert main(["evaluate", str(trained[0]), "--json", "-"]) == 0
+    for text in (file.read_text(), capsys.readouterr().out.partition("{")[1:]):
+        record = json.loads("".join(text), parse_constant=refuse)
+        assert record["loss"] == [1.5, None, None]
+        assert record["loss_ci95"][1:] == [None, None]
+
+
+def test_the_table_comes_before_json_on_the_same_output(trained):
+    out, _ = npmeta_run("evaluate", trained[0], "--json", "/dev/stdout", "--tasks", 5)
+    assert out.startswith("5 test tasks")
+    assert json.loads(out[out.index("{") :])["tasks"] == 5
 
 
 def test_evaluate_prints_every_step_and_writes_json(trained, tmp_path):
@@ -227,6 +519,10 @@ def test_adapt_predicts_as_the_library_does(trained, tmp_path):
     np.testing.assert_allclose([float(row["prediction"]) for row in rows], expected[0, :, 0], rtol=1e-6)
     npmeta_run("adapt", folder, *files, "--steps", 4, "--out", tmp_path / "c.csv")
     assert (tmp_path / "c.csv").read_text() == out
+    steps = run.config["eval_steps"]
+    assert steps != run.config["inner_steps"]
+    assert npmeta_run("adapt", folder, *files) == npmeta_run("adapt", folder, *files, "--steps", steps)
+    assert npmeta_run("adapt", folder, *files)[0] != out
 
 
 def test_blank_rows_of_a_spreadsheet_are_no_rows(trained, tmp_path):
@@ -307,6 +603,12 @@ def test_a_table_of_ones_own_from_training_to_predictions(kind, tmp_path):
         ("train sinusoid --ways 5", "unknown option of sinusoid runs 'ways'"),
         ("train sinusoid --inner-lr 1 2", "inner_lr must be"),
         ("train sinusoid --dtype float16", "unknown dtype 'float16'"),
+        ("train sinusoid --schedule cosine --schedule-floor 2", "schedule_floor must be at most 1"),
+        ("train sinusoid --x -1e0 -2.5E+1", "x must be"),
+        ("train sinusoid --x -.5e-1 -1.", "x must be"),
+        ("evaluate . --data a.csv --split train", "--data is scored on all that is in it"),
+        ("train --resume . --out elsewhere", "goes on in its own folder"),
+        ("train --resume .", "is not a run: it has no config.toml"),
         ("train sinusoid --preset papre", "unknown preset 'papre' (did you mean 'paper'?)"),
         ("train sinusoid --config absent.toml", "no such file: absent.toml"),
         ("train omniglot", "omniglot needs the path of its data: --data PATH"),
@@ -372,6 +674,90 @@ def test_a_missing_extra_is_named(trained, monkeypatch, capsys):
     assert "pip install 'npmeta[plot]'" in fails(capsys, "plot", trained[0])
 
 
+def test_a_traceback_is_shown_on_request(monkeypatch, capsys):
+    monkeypatch.setenv("NPMETA_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no such run"):
+        main(["evaluate", "absent"])
+    monkeypatch.setenv("NPMETA_TRACEBACK", "")
+    assert "no such run" in fails(capsys, "evaluate", "absent")
+    assert "NPMETA_TRACEBACK=1" in npmeta_run("--help")[0]
+
+
+def test_a_run_in_the_current_folder_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "sinusoid", *QUICK, "--iterations", "2", "--out", "."]) == 0
+    for n, words in enumerate(
+        (["--resume", "."], ["--out", ".", "--resume"], ["--resume", ".", "--out", "."])
+    ):
+        assert main(["train", *words, "--iterations", str(3 + n)]) == 0
+        assert Run(".").load().iteration == 3 + n
+
+
+def test_iterations_of_a_cosine_cannot_change(trained, capsys):
+    line = fails(capsys, "train", "--resume", trained[0], "--iterations", 300)
+    assert "cosine schedule depends on iterations" in line
+    assert Run(trained[0]).config["iterations"] == 251
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(trained, capsys):
+    pytest.importorskip("fcntl")
+    with locked(trained[0]):
+        assert "is being trained by another process" in fails(capsys, "train", "--resume", trained[0])
+    assert main(["train", "--resume", str(trained[0])]) == 0
+
+
+def test_a_new_run_holds_its_lock(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    folder = tmp_path / "run"
+
+    def meta_train(*args, **options):
+        with pytest.raises(ValueError, match="is being trained"), locked(folder):
+            pass
+        return npmeta.meta_train(*args, **options)
+
+    monkeypatch.setattr(commands, "meta_train", meta_train)
+    assert main(["train", "sinusoid", *QUICK, "--iterations", "2", "--out", str(folder)]) == 0
+
+
+def test_every_split_is_tried_before_anything_is_written(tmp_path, capsys):
+    """Tasks of the validation or the test split may be what cannot be drawn or scored."""
+    data = table_file(tmp_path / "rows.csv", "number")
+    columns = ["--task-column", "shop", "--target-column", "answer", "--data", data]
+    for empty, fractions in (("validation", (0.8, 0, 0.2)), ("test", (0.8, 0.2, 0))):
+        line = fails(
+            capsys, "train", "table", *columns, "--fractions", *fractions, "--out", tmp_path / "run"
+        )
+        assert f"the {empty} split is empty" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_was_moved_is_found_and_remembered(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    data = table_file(tmp_path / "home" / "rows.csv", "number")
+    folder = tmp_path / "run"
+    columns = ["--task-column", "shop", "--target-column", "answer", "--data", "~/rows.csv"]
+    train = ["train", "table", *columns, *QUICK, "--iterations", "4", "--out", str(folder)]
+    assert main(train) == 0
+    assert Run(folder).config["data"] == str(data.resolve())
+
+    moved = data.rename(tmp_path / "moved.csv")
+    capsys.readouterr()
+    assert "no such file" in fails(capsys, "train", "--resume", folder, "--iterations", 6)
+    other = table_file(tmp_path / "other.csv", "number", n_tasks=11)
+    assert "is not the data this run was made with" in fails(
+        capsys, "train", "--resume", folder, "--data", other, "--iterations", 6
+    )
+    assert Run(folder).config["data"] == str(data.resolve())
+    assert main(["train", "--resume", str(folder), "--data", "moved.csv", "--iterations", "6"]) == 0
+    assert Run(folder).config["data"] == str(moved.resolve())
+    assert Run(folder).load().iteration == 6
+    moved.rename(tmp_path / "again.csv")
+    assert main(["train", "--resume", str(folder), "--data", "again.csv"]) == 0  # though it is complete
+    assert Run(folder).config["data"] == str(tmp_path.resolve() / "again.csv")
+
+
 def test_versions_and_help():
     assert npmeta_run("--version")[0] == f"npmeta {npmeta.__version__}\n"
     out, _ = npmeta_run("train", "--help")
@@ -384,3 +770,18 @@ def test_runs_are_numbered_when_no_folder_is_named(tmp_path):
     for n in (1, 2):
         npmeta_run("train", "sinusoid", *QUICK, "--iterations", 2, cwd=tmp_path)
         assert Path(tmp_path, "runs", f"sinusoid-{n}", "config.toml").is_file()
+
+
+def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path, monkeypatch):
+    train = ["train", "sinusoid", *QUICK, "--iterations", 2]
+    processes = [npmeta_process(*train, cwd=tmp_path) for _ in range(4)]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        f"sinusoid-{n}" for n in (1, 2, 3, 4)
+    ]
+    # And should the folder turn up after one has looked whether it is there:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "exists", lambda self, **options: False)
+    assert commands._new_folder("sinusoid") == Path("runs", "sinusoid-5")
