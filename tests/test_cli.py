@@ -456,10 +456,15 @@ def test_a_task_that_diverges_is_null_in_json(trained, monkeypatch, capsys, tmp_
         assert record["loss_ci95"][1:] == [None, None]
 
 
-def test_the_table_comes_before_json_on_the_same_output(trained):
-    out, _ = npmeta_run("evaluate", trained[0], "--json", "/dev/stdout", "--tasks", 5)
-    assert out.startswith("5 test tasks")
-    assert json.loads(out[out.index("{") :])["tasks"] == 5
+def test_the_table_comes_before_json_on_the_same_output(trained, tmp_path):
+    words = ["evaluate", trained[0], "--json", "/dev/stdout", "--tasks", 5]
+    file = tmp_path / "out"
+    with open(file, "w") as stream:
+        command = [sys.executable, "-m", "npmeta", *map(str, words)]
+        subprocess.run(command, stdout=stream, check=True, timeout=60)
+    for out in (npmeta_run(*words)[0], file.read_text()):
+        assert out.startswith("5 test tasks")
+        assert json.loads(out[out.index("{") :])["tasks"] == 5
 
 
 def test_evaluate_prints_every_step_and_writes_json(trained, tmp_path):
