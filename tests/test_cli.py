@@ -370,7 +370,7 @@ def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
     assert maml.model.widths == (3, 7, 6, 2)
     assert [f.name for f in maml.model.activations] == ["tanh", "elu"]
     assert maml.objective.loss.name == "huber"
-    assert maml.inner_lr == [[0.25], [0.5]]
+    assert maml.inner_lr.tolist() == [[0.25], [0.5]]
     assert (maml.inner_steps, maml.inner_weight_decay) == (2, 1.0)
     assert maml.first_order
     assert maml.learn_inner_lr
