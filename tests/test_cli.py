@@ -461,7 +461,9 @@ def test_the_table_comes_before_json_on_the_same_output(trained, tmp_path):
     file = tmp_path / "out"
     with open(file, "w") as stream:
         command = [sys.executable, "-m", "npmeta", *map(str, words)]
-        subprocess.run(command, stdout=stream, check=True, timeout=60)
+        # Where the environment has Python write at once, the order would be right by itself.
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+        subprocess.run(command, stdout=stream, check=True, timeout=60, env=buffered)
     for out in (npmeta_run(*words)[0], file.read_text()):
         assert out.startswith("5 test tasks")
         assert json.loads(out[out.index("{") :])["tasks"] == 5
