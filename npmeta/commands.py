@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +18,13 @@ from npmeta._validation import Array
 from npmeta.algorithms import MAML, Scores
 from npmeta.config import Config, TaskDistribution
 from npmeta.progress import Progress
+from npmeta.reports import score_json, score_table
 from npmeta.runs import Checkpoint, Run, locked
 from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
 from npmeta.tasks.checks import existing
 from npmeta.training import NonFiniteError, evaluate, meta_train
 
-__all__ = ["adapt_run", "evaluate_run", "plot_run", "resume_run", "score_table", "start_run"]
+__all__ = ["adapt_run", "evaluate_run", "plot_run", "resume_run", "start_run"]
 
 
 def say(message: str) -> None:
@@ -233,7 +233,7 @@ def _report(run: Run, tasks: TaskDistribution, algorithm: MAML, params: Mapping[
     """What follows training: the table of test scores, evaluation.json and the pictures."""
     scored = _score(run, tasks, algorithm, params)
     print(score_table(scored, run.config["loss"], "test", shown=(0, 1, 5, 10)))
-    write_atomically(run.folder / "evaluation.json", _score_json(scored, run, "test") + "\n")
+    write_atomically(run.folder / "evaluation.json", score_json(scored, run, "test") + "\n")
     try:
         paths = _draw(run, tasks, algorithm, params, scored, run.folder)
     except ImportError as error:
@@ -265,7 +265,7 @@ def evaluate_run(
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
     params = run.load().params
     scored = _score(run, tasks, algorithm, params, n_tasks=n_tasks, steps=steps, split=split, seed=seed)
-    text = _score_json(scored, run, split, data)
+    text = score_json(scored, run, split, data)
     if json_file == "-":
         print(text)
         return 0
@@ -307,50 +307,6 @@ def _score(
         split=split,
         seed=config["seed"] if seed is None else seed,
     )
-
-
-def score_table(scored: Scores, loss_name: str, where: str, shown: Sequence[int] | None = None) -> str:
-    """Mean and 95% confidence interval after each number of inner steps, for a terminal."""
-    n_tasks, n_columns = scored.loss.shape
-    columns = [(f"query {loss_name}", scored.mean(), scored.interval())]
-    if scored.accuracy is not None:
-        columns.append(("accuracy %", 100 * scored.mean("accuracy"), 100 * scored.interval("accuracy")))
-    rows = range(n_columns) if shown is None else sorted({*shown, n_columns - 1} & {*range(n_columns)})
-    cells = [
-        [f"{mean[s]:.{d}f} ± {half[s]:.{d}f}" for _, mean, half in columns for d in [_decimals(half)]]
-        for s in rows
-    ]
-    widths = [max(len(title), *(len(row[i]) for row in cells)) for i, (title, *_) in enumerate(columns)]
-    head = "  ".join(f"{title:>{w}}" for (title, *_), w in zip(columns, widths, strict=True))
-    lines = [
-        f"{n_tasks} {where} tasks, mean ± 95% confidence interval",
-        f"inner steps  {head}",
-    ]
-    for s, row in zip(rows, cells, strict=True):
-        body = "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True))
-        lines.append(f"{s:>11}  {body}")
-    return "\n".join(lines)
-
-
-def _decimals(half: Array) -> int:
-    """Decimals that show two digits of the narrowest interval; three where there is none."""
-    narrowest = np.min(half, initial=np.inf, where=np.isfinite(half) & (half > 0))
-    return int(np.clip(1 - np.floor(np.log10(narrowest)), 0, 8)) if np.isfinite(narrowest) else 3
-
-
-def _score_json(scored: Scores, run: Run, split: str, data: str | None = None) -> str:
-    """The same as JSON, in which a number that is not finite is null."""
-    record: dict[str, Any] = {
-        "run": str(run.folder),
-        **({"split": split} if data is None else {"data": data}),
-        "tasks": len(scored.loss),
-        "loss_name": run.config["loss"],
-    }
-    for of in ("loss", "accuracy"):
-        if of == "loss" or scored.accuracy is not None:
-            for name, values in ((of, scored.mean(of)), (f"{of}_ci95", scored.interval(of))):
-                record[name] = [v if np.isfinite(v) else None for v in values.tolist()]
-    return json.dumps(record, indent=1, allow_nan=False)
 
 
 # --- adapt ------------------------------------------------------------------------------------------

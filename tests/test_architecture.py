@@ -39,7 +39,9 @@ STANDS_ON = {
     "runs": ["_files", "config"],
     "plots": ["algorithms", "tasks"],
     "predictions": ["runs", "training"],
+    "reports": ["algorithms", "runs"],
     "commands": [
+        "reports",
         "interop",
         "parallel",
         "plots",

@@ -1,0 +1,59 @@
+"""Scores as a table for a terminal, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from npmeta._validation import Array
+from npmeta.algorithms import Scores
+from npmeta.runs import Run
+
+__all__ = ["score_json", "score_table"]
+
+
+def score_table(scored: Scores, loss_name: str, where: str, shown: Sequence[int] | None = None) -> str:
+    """Mean and 95% confidence interval after each number of inner steps, for a terminal."""
+    n_tasks, n_columns = scored.loss.shape
+    columns = [(f"query {loss_name}", scored.mean(), scored.interval())]
+    if scored.accuracy is not None:
+        columns.append(("accuracy %", 100 * scored.mean("accuracy"), 100 * scored.interval("accuracy")))
+    rows = range(n_columns) if shown is None else sorted({*shown, n_columns - 1} & {*range(n_columns)})
+    cells = [
+        [f"{mean[s]:.{d}f} ± {half[s]:.{d}f}" for _, mean, half in columns for d in [_decimals(half)]]
+        for s in rows
+    ]
+    widths = [max(len(title), *(len(row[i]) for row in cells)) for i, (title, *_) in enumerate(columns)]
+    head = "  ".join(f"{title:>{w}}" for (title, *_), w in zip(columns, widths, strict=True))
+    lines = [
+        f"{n_tasks} {where} tasks, mean ± 95% confidence interval",
+        f"inner steps  {head}",
+    ]
+    for s, row in zip(rows, cells, strict=True):
+        body = "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True))
+        lines.append(f"{s:>11}  {body}")
+    return "\n".join(lines)
+
+
+def _decimals(half: Array) -> int:
+    """Decimals that show two digits of the narrowest interval; three where there is none."""
+    narrowest = np.min(half, initial=np.inf, where=np.isfinite(half) & (half > 0))
+    return int(np.clip(1 - np.floor(np.log10(narrowest)), 0, 8)) if np.isfinite(narrowest) else 3
+
+
+def score_json(scored: Scores, run: Run, split: str, data: str | None = None) -> str:
+    """The same as JSON, in which a number that is not finite is null."""
+    record: dict[str, Any] = {
+        "run": str(run.folder),
+        **({"split": split} if data is None else {"data": data}),
+        "tasks": len(scored.loss),
+        "loss_name": run.config["loss"],
+    }
+    for of in ("loss", "accuracy"):
+        if of == "loss" or scored.accuracy is not None:
+            for name, values in ((of, scored.mean(of)), (f"{of}_ci95", scored.interval(of))):
+                record[name] = [v if np.isfinite(v) else None for v in values.tolist()]
+    return json.dumps(record, indent=1, allow_nan=False)
