@@ -251,10 +251,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     try:
         return _run(argv)
-    except (ValueError, ImportError, OSError) as error:
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the flush when Python ends
+        return 0
+    except (ValueError, ImportError, OSError, MemoryError, OverflowError, RecursionError) as error:
         if os.environ.get("NPMETA_TRACEBACK"):
             raise
-        print(f"npmeta: error: {_one_line(error)}", file=sys.stderr)
+        kind = "" if isinstance(error, ValueError | ImportError | OSError) else type(error).__name__
+        print(f"npmeta: error: {_one_line(f'{kind} {error}')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("npmeta: interrupted", file=sys.stderr)

@@ -232,13 +232,15 @@ def _handling(
 def _report(run: Run, tasks: TaskDistribution, algorithm: MAML, params: Mapping[str, Array]) -> None:
     """What follows training: the table of test scores, evaluation.json and the pictures."""
     scored = _score(run, tasks, algorithm, params)
-    print(score_table(scored, run.config["loss"], "test", shown=(0, 1, 5, 10)))
+    # Files first: a closed pipe must not cost the report.
     write_atomically(run.folder / "evaluation.json", score_json(scored, run, "test") + "\n")
+    paths: list[Path] = []
     try:
         paths = _draw(run, tasks, algorithm, params, scored, run.folder)
     except ImportError as error:
         say(f"no picture: {error}")
-    else:
+    print(score_table(scored, run.config["loss"], "test", shown=(0, 1, 5, 10)))
+    if paths:
         print("\n" + "\n".join(str(path) for path in paths))
 
 
@@ -258,6 +260,8 @@ def evaluate_run(
     """Score the newest checkpoint of a run."""
     if data is not None and split is not None:
         raise ValueError("--data is scored on all that is in it; leave out --split")
+    if json_file not in (None, "-") and not Path(json_file).resolve().parent.is_dir():
+        raise ValueError(f"cannot write {json_file}: its folder does not exist")
     run = Run(folder)
     config = run.config
     tasks = config.tasks() if data is None else _tasks_on(run, data)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
+from npmeta import losses
 from npmeta._validation import Array
 from npmeta.runs import Run
 from npmeta.tasks import Encoding, read_image, read_rows
@@ -115,6 +116,18 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def _means(outputs: Array, loss: str) -> Array:
+    """What outputs predict of numbers: log-rates give rates, logits of one output probabilities."""
+    targets = losses.get(loss).targets
+    if targets == "counts":
+        rates: Array = np.exp(outputs)
+        return rates
+    if targets == "binary":
+        probabilities: Array = expit(outputs)
+        return probabilities
+    return outputs
+
+
 def _format_of(run: Run) -> Format:
     if run.config.task == "omniglot":
         return _Drawings(run.config["ways"])
@@ -153,7 +166,7 @@ def predict(run: Run, support: Path, query: Path, steps: int | None = None) -> s
     steps = run.config["eval_steps"] if steps is None else steps
     outputs = algorithm.predict(params, support_x[None], support_y[None], query_x[None], steps=steps)
     head, rows = _table(query)
-    columns = form.answers(outputs[0])
+    columns = form.answers(_means(outputs[0], run.config["loss"]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*head, *(name for name, _ in columns)])

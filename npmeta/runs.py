@@ -81,9 +81,14 @@ class Checkpoint:
 
     @staticmethod
     def read(path: Path) -> Checkpoint:
-        """The checkpoint in a file; ValueError if it is damaged in any way."""
+        """The checkpoint in a file; ValueError if it is damaged in any way.
+
+        A file that cannot be read at all (no permission, a fault of the disk) is an OSError: it may be
+        whole, so going on from an older one would not do.
+        """
+        content = io.BytesIO(path.read_bytes())
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            with np.load(content, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}  # checks every member's CRC-32
             alone = {name: arrays.pop(name) for name in ("members", "iteration", "window")}
             if list(arrays) != alone["members"].tolist():

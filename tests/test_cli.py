@@ -792,3 +792,44 @@ def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "exists", lambda self, **options: False)
     assert commands._new_folder("sinusoid") == Path("runs", "sinusoid-5")
+
+
+def test_a_checkpoint_that_may_not_be_read_stops_rather_than_going_back(trained, monkeypatch, capsys):
+    read = Path.read_bytes
+
+    def forbidden(path):
+        if path.suffix == ".npz":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    assert "Permission denied" in fails(capsys, "evaluate", trained[0], "--tasks", 1)
+
+
+def test_a_place_that_is_not_there_is_refused_before_the_work(trained, capsys, tmp_path):
+    line = fails(capsys, "evaluate", trained[0], "--json", tmp_path / "no" / "x.json")
+    assert "its folder does not exist" in line
+
+
+def test_numbers_too_large_for_the_machine_are_answered_in_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "MemoryError" in fails(capsys, "train", "sinusoid", "--hidden", "100000000", "100000000")
+
+
+@pytest.mark.parametrize(("loss", "mean"), [("poisson_nll", np.exp), ("binary_cross_entropy", None)])
+def test_predictions_are_rates_and_probabilities(loss, mean, tmp_path):
+    rows = [f"{t},{x},{(t + x) % 2}" for t in range(10) for x in range(12)]
+    (tmp_path / "t.csv").write_text("task,x,target\n" + "\n".join(rows) + "\n")
+    folder = tmp_path / "run"
+    npmeta_run(
+        *("train", "table", "--data", tmp_path / "t.csv", "--loss", loss, "--no-standardise"),
+        *("--inner-lr", "0.001", *QUICK, "--iterations", 3, "--out", folder),
+    )
+    out, _ = npmeta_run("adapt", folder, "--support", tmp_path / "t.csv", "--query", tmp_path / "t.csv")
+    predicted = np.array([float(row["prediction"]) for row in csv.DictReader(out.splitlines())])
+    run = Run(folder)
+    table = np.genfromtxt(tmp_path / "t.csv", delimiter=",", skip_header=1)
+    x, y = table[None, :, 1:2], table[None, :, 2:]
+    o = run.config.algorithm(1, 1).predict(run.load().params, x, y, x, steps=10)[0, :, 0]
+    expected = np.exp(o) if mean else 1 / (1 + np.exp(-o))
+    np.testing.assert_allclose(predicted, expected, rtol=1e-9)  # another order of operations
