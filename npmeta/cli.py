@@ -210,6 +210,8 @@ def _train(args: argparse.Namespace) -> int:
         if task is not None and named is not None and task != named:
             raise ValueError(f"{args.config} is of {named}, not of {task}")
         task = task or named
+        if "data" in flags:  # the file's checksum is that of the file's data
+            from_file.pop("checksum", None)
     if task is None:
         raise ValueError(f"train needs a task: {', '.join(TASKS)}")
     chosen = preset(args.preset, task) if args.preset else {}

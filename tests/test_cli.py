@@ -833,3 +833,16 @@ def test_predictions_are_rates_and_probabilities(loss, mean, tmp_path):
     o = run.config.algorithm(1, 1).predict(run.load().params, x, y, x, steps=10)[0, :, 0]
     expected = np.exp(o) if mean else 1 / (1 + np.exp(-o))
     np.testing.assert_allclose(predicted, expected, rtol=1e-9)  # another order of operations
+
+
+def test_other_data_for_the_configuration_of_a_run(tmp_path):
+    folder = tmp_path / "run"
+    columns = ["--task-column", "shop", "--target-column", "answer", *QUICK, "--iterations", 2]
+    npmeta_run(
+        "train", "table", "--data", table_file(tmp_path / "a.csv", "number"), *columns, "--out", folder
+    )
+    other = table_file(tmp_path / "b.csv", "number", n_tasks=10)
+    npmeta_run(
+        "train", "--config", folder / "config.toml", "--data", other, "--out", tmp_path / "again"
+    )
+    assert Run(tmp_path / "again").config["data"] == str(other)
