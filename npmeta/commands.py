@@ -88,6 +88,8 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any]) -> int:
     made, iterations = checkpoint.iteration, config["iterations"]
     if made > iterations:
         raise ValueError(f"{folder} has made {made} iterations, and cannot go back to {iterations}")
+    _check_fit(checkpoint, config, algorithm)
+    run.metrics()  # a damaged row is an error, and nothing has been written yet
     if changed:
         run.config = config
         write_atomically(folder / "config.toml", config.to_toml())
@@ -99,6 +101,24 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any]) -> int:
     run.truncate_metrics(made)
     say(f"going on from iteration {made} of {iterations}")
     return _train(run, tasks, algorithm, checkpoint)
+
+
+def _check_fit(checkpoint: Checkpoint, config: Config, algorithm: MAML) -> None:
+    """Raise ValueError unless a checkpoint has what the configuration's network and optimizer need."""
+    params = algorithm.init(np.random.default_rng(0), config["dtype"])
+    state = optimizers.get(config["optimizer"]).init(params)
+    for part, expected, found in (
+        ("parameters", params, checkpoint.params),
+        ("optimizer state", state, checkpoint.state),
+    ):
+        wanted, came = (
+            {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+            for arrays in (expected, found)
+        )
+        if wanted != came:
+            raise ValueError(
+                f"the checkpoint does not fit config.toml: its {part} are {came}, expected {wanted}"
+            )
 
 
 def _new_folder(task: str) -> Path:

@@ -251,14 +251,28 @@ class Run:
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv, up to the first that is not whole; empty cells are left out."""
+        """The rows of metrics.csv; empty cells are left out, and so is an end that is not whole.
+
+        Raises
+        ------
+        ValueError
+            If whole rows follow one that is not: no process leaves that behind, and to drop them is
+            not for us to decide.
+        """
         rows: list[dict[str, float]] = []
-        for line in self._metrics_lines()[1:]:
+        damaged = 0
+        for number, line in enumerate(self._metrics_lines()[1:], start=2):
             try:
                 cells = zip(COLUMNS, line.split(","), strict=True)
                 row = {n: float(c) for n, c in cells if c or n == "iteration"}
             except ValueError:
-                break  # what a killed process, or a power failure, left of a line
+                damaged = damaged or number  # what a killed process, or a power failure, left of a line
+                continue
+            if damaged:
+                path = self.folder / "metrics.csv"
+                raise ValueError(
+                    f"{path}: line {damaged} is damaged and rows follow it; mend or remove it"
+                )
             rows.append(row)
         return rows
 

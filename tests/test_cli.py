@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -846,3 +847,24 @@ def test_other_data_for_the_configuration_of_a_run(tmp_path):
         "train", "--config", folder / "config.toml", "--data", other, "--out", tmp_path / "again"
     )
     assert Run(tmp_path / "again").config["data"] == str(other)
+
+
+def test_a_resume_that_cannot_go_on_changes_nothing(trained, capsys, tmp_path):
+    whole, _, _ = trained
+    for name, old, new, message in (
+        ("config.toml", 'optimizer = "adam"', 'optimizer = "sgd"', "optimizer state are"),
+        ("config.toml", 'dtype = "float32"', 'dtype = "float64"', "parameters are"),
+        ("config.toml", 'schedule = "cosine"', 'schedule = "constant"', "line 3 is damaged"),
+    ):
+        folder = tmp_path / message.replace(" ", "-")
+        shutil.copytree(whole, folder)
+        path = folder / name
+        assert old in path.read_text()
+        # Without the cosine schedule the iterations may change.
+        path.write_text(path.read_text().replace(old, new).replace('"cosine"', '"constant"'))
+        if "line 3" in message:
+            lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+            (folder / "metrics.csv").write_text("".join([*lines[:2], "14,garb\n", *lines[3:]]))
+        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        assert message in fails(capsys, "train", "--resume", folder, "--iterations", 300)
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
