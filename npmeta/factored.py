@@ -18,133 +18,180 @@ for each task:
 A cotangent is held in the same way and has no W; its mean over tasks, a sum of outer products over all
 tasks and rows, is one matrix product.
 
+The matrices in round brackets are inner products of rows, and every one of them is made once. On its
+way forward each row meets the factors of the steps before it. The adjoint asks for the same numbers
+from the other side: its factors are the rows that came later.
+
 The first layer has a class of its own. The rows it sees never change, so each step adds to the right
 factor of the same left one, and the products of the inputs, with W and with each other, are made once.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
 from npmeta._validation import Array
-from npmeta.weights import Dense, OuterSum, Scale, Shared, Term, paired
+from npmeta.weights import Dense, OuterSum, Scale, Shared, Term, paired, product, row_sum, total
 
 __all__ = ["Factored", "FactoredBase", "FactoredInput", "InputBase", "InputProducts"]
 
-
-class _Rows:
-    """Rows ``(T, n, width)`` that only grow at the end.
-
-    The points of a trajectory have each some rows more than the one before. They share one array, of
-    which each sees the rows it knows of, so memory grows with the steps and not with their square.
-    """
-
-    def __init__(self, rows: Array) -> None:
-        self._array = rows
-        self._n_used = rows.shape[1]
-
-    def first(self, n: int) -> Array:
-        """The first n rows."""
-        return self._array[:, :n]
-
-    def append(self, n: int, new: Array) -> _Rows:
-        """The first n rows and then ``new``; whoever holds earlier rows sees no change."""
-        end = n + new.shape[1]
-        rows = self
-        if n < self._n_used or end > self._array.shape[1]:
-            grown = np.empty((len(new), 2 * end, new.shape[2]), dtype=new.dtype)
-            grown[:, :n] = self.first(n)
-            rows = _Rows(grown)
-        rows._array[:, n:end] = new
-        rows._n_used = end
-        return rows
-
-
 # --- any layer but the first ----------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class FactoredBase(Shared):
-    """A layer that all tasks still share, and that becomes :class:`Factored` by descending."""
-
-    def descend(
-        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
-    ) -> Factored:
-        factor, kept = _numbers(scale, shrink)
-        return Factored.of(gradient, -factor, base=self, kept=kept)
-
-    def cotangent(self, gradient: OuterSum) -> Factored:
-        return Factored.of(gradient, 1.0)
+#: Rows ``(T, n, width)``, and whether the bias sees them.
+_Part: TypeAlias = tuple[Array, bool]
 
 
-@dataclass(frozen=True)
+class Grams:
+    """Inner products of rows, each made once.
+
+    A set of rows is known by being the same array, which is kept here, and so cannot be another one
+    at the same place in memory.
+
+    Parameters
+    ----------
+    keep : bool
+        Whether an adjoint will ask for them again.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
+        # By the rows h: h, where the rows it met stand in the product, and the product.
+        self._made: dict[tuple[int, bool], tuple[Array, dict[tuple[int, bool], slice], Array]] = {}
+        self._alive: list[Sequence[_Part]] = []
+
+    def product(self, h: _Part, parts: Sequence[_Part], rows: Joined) -> Array:
+        """``h partsᵀ + m m'ᵀ``: m is 1 where the bias sees the rows of h, m' where those of a part."""
+        blocks = [self._turned(part, h) for part in parts]
+        known = [block for block in blocks if block is not None]
+        if len(known) == len(parts):
+            return known[0] if len(known) == 1 else np.concatenate(known, axis=-1)
+        gram = product(h[0], rows.joined([part for part, _ in parts]).swapaxes(-1, -2))
+        places, start = {}, 0
+        for part, on_bias in parts:
+            place = slice(start, start + part.shape[1])
+            if h[1] and on_bias:
+                gram[..., place] += 1
+            places[id(part), on_bias] = place
+            start = place.stop
+        if self._keep:
+            self._made.setdefault((id(h[0]), h[1]), (h[0], places, gram))
+            self._alive.append(parts)
+        return gram
+
+    def _turned(self, part: _Part, h: _Part) -> Array | None:
+        """The product of h with a part, if it was made as that of the part with h."""
+        made = self._made.get((id(part[0]), part[1]))
+        place = None if made is None else made[1].get((id(h[0]), h[1]))
+        if made is None or place is None:
+            return None
+        turned: Array = made[2][..., place].swapaxes(-1, -2)
+        return turned
+
+
+class Joined:
+    """Arrays of rows ``(T, n, width)`` side by side.
+
+    The points of a trajectory have each some rows more than the one before. They share one array, of
+    which each sees the first rows, so memory grows with the steps and not with their square.
+
+    Parameters
+    ----------
+    room : int
+        Rows to make room for.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._parts: list[Array] = []
+        self._array: Array | None = None
+
+    def joined(self, parts: Sequence[Array]) -> Array:
+        """The parts as one array, which is not to be written into."""
+        if len(parts) == 1:
+            return parts[0]
+        n = sum(part.shape[1] for part in parts)
+        begun = all(a is b for a, b in zip(parts, self._parts, strict=False))
+        if self._array is None or not begun or n > self._array.shape[1]:
+            # Twice the room if that was too little; and what others hold stays as it is.
+            self._room = self._room if n <= self._room else 2 * n
+            T, _, width = parts[0].shape
+            self._array, self._parts = np.empty((T, self._room, width), dtype=parts[0].dtype), []
+        start = sum(part.shape[1] for part in self._parts)
+        for part in parts[len(self._parts) :]:
+            self._array[:, start : start + part.shape[1]] = part
+            self._parts.append(part)
+            start += part.shape[1]
+        return self._array[:, :n]
+
+
 class Factored:
     """A layer for each task whose inputs change from step to step.
 
-    Attributes
+    Parameters
     ----------
-    left, right : _Rows
-        Factors of R rows (and of more, of later points) for each task.
-    coefficient, marker : ndarray, (R,)
-        c and m.
+    terms : sequence of Term
+        The outer products.
+    coefficients : sequence of float
+        c, one for the rows of each term.
+    left, right : Joined
+        Where the factors are joined; shared by the points of a trajectory.
+    grams : pair of Grams
+        Inner products with left factors and with right ones.
     base : Shared or None
         W and b; None for a direction.
     kept : float
         κ.
     """
 
-    left: _Rows
-    right: _Rows
-    coefficient: Array
-    marker: Array
-    base: Shared | None = None
-    kept: float = 1.0
-
-    @staticmethod
-    def of(
-        gradient: OuterSum, coefficient: float, base: Shared | None = None, kept: float = 1.0
-    ) -> Factored:
-        """``kept · base + coefficient · gradient``."""
-        first, *rest = gradient.terms
-        layer = Factored(
-            _Rows(first.left), _Rows(first.right), *_numbers_of(first, coefficient), base, kept
-        )
-        return layer._with(rest, coefficient)
-
-    def _with(self, terms: Sequence[Term], coefficient: float) -> Factored:
-        """``self + coefficient · terms``."""
-        layer = self
-        for term in terms:
-            n = len(layer.coefficient)
-            c, m = _numbers_of(term, coefficient)
-            layer = Factored(
-                layer.left.append(n, term.left),
-                layer.right.append(n, term.right),
-                np.concatenate([layer.coefficient, c]),
-                np.concatenate([layer.marker, m]),
-                self.base,
-                self.kept,
-            )
-        return layer
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        coefficients: Sequence[float],
+        left: Joined,
+        right: Joined,
+        grams: tuple[Grams, Grams],
+        base: Shared | None = None,
+        kept: float = 1.0,
+    ) -> None:
+        self.terms, self.coefficients = terms, coefficients
+        self.left, self.right, self.grams = left, right, grams
+        self.base, self.kept = base, kept
 
     def descend(
         self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
     ) -> Factored:
         factor, kept = _numbers(scale, shrink)
-        shrunk = self if kept == 1 else self.scaled((kept, kept))
-        return shrunk._with(gradient.terms, -factor)
+        old = self.coefficients if kept == 1 else [kept * c for c in self.coefficients]
+        return Factored(
+            (*self.terms, *gradient.terms),
+            (*old, *[-factor] * len(gradient.terms)),
+            self.left,
+            self.right,
+            self.grams,
+            self.base,
+            kept * self.kept,
+        )
 
     def cotangent(self, gradient: OuterSum) -> Factored:
-        return Factored.of(gradient, 1.0)
+        # An adjoint appends two rows for every row there is here.
+        rows = [*gradient.terms, *self.terms, *self.terms]
+        return _direction(gradient, sum(term.left.shape[1] for term in rows), self.grams)
 
     def scaled(self, scale: Scale) -> Factored:
         factor = scale[0]
-        return replace(self, coefficient=factor * self.coefficient, kept=factor * self.kept)
+        return Factored(
+            self.terms,
+            [factor * c for c in self.coefficients],
+            self.left,
+            self.right,
+            self.grams,
+            self.base,
+            factor * self.kept,
+        )
 
     def dot(self, gradient: OuterSum) -> Array:
         return paired(self, gradient)
@@ -152,71 +199,98 @@ class Factored:
     # --- as a layer
 
     def act(self, h: Array) -> Array:
-        return self._sum(
-            h, None if self.base is None else self.base.act(h), self._left, self._right, self.marker
-        )
+        return self._out_of_right((h, True), None if self.base is None else self.base.act(h))
 
     def act_linear(self, h: Array) -> Array:
-        return self._sum(
-            h, None if self.base is None else self.base.act_linear(h), self._left, self._right
-        )
+        return self._out_of_right((h, False), None if self.base is None else self.base.act_linear(h))
 
     def act_transposed(self, d: Array) -> Array:
-        return self._sum(
-            d, None if self.base is None else self.base.act_transposed(d), self._right, self._left
-        )
+        parts = [(term.right, False) for term in self.terms]
+        gram = self.grams[1].product((d, False), parts, self.right)
+        own = product(self._weighed(gram), self._joined_left())
+        return self._sum(own, None if self.base is None else self.base.act_transposed(d))
 
-    def _sum(
-        self, h: Array, shared: Array | None, into: Array, out_of: Array, marker: Array | None = None
-    ) -> Array:
-        """``κ shared + [(h intoᵀ + 1 mᵀ) ∘ c] out_of``."""
-        gram: Array = h @ into.swapaxes(-1, -2)
-        if marker is not None:
-            gram += marker
-        gram *= self.coefficient
-        own: Array = gram @ out_of
-        if shared is None:
-            return own
-        own += shared if self.kept == 1 else self.kept * shared
+    def _out_of_right(self, h: _Part, shared: Array | None) -> Array:
+        """``κ shared + [(h leftᵀ + 1 mᵀ) ∘ c] right``."""
+        parts = [(term.left, term.on_bias) for term in self.terms]
+        gram = self.grams[0].product(h, parts, self.left)
+        own = product(self._weighed(gram), self._joined_right())
+        return self._sum(own, shared)
+
+    def _joined_left(self) -> Array:
+        return self.left.joined([term.left for term in self.terms])
+
+    def _joined_right(self) -> Array:
+        return self.right.joined([term.right for term in self.terms])
+
+    def _weighed(self, gram: Array) -> Array:
+        """``gram ∘ c``."""
+        if len(set(self.coefficients)) == 1:
+            return gram * self.coefficients[0]
+        rows = [term.left.shape[1] for term in self.terms]
+        weighed: Array = gram * np.repeat(np.array(self.coefficients, dtype=gram.dtype), rows)
+        return weighed
+
+    def _sum(self, own: Array, shared: Array | None) -> Array:
+        if shared is not None:
+            own += shared if self.kept == 1 else self.kept * shared
         return own
-
-    @property
-    def _left(self) -> Array:
-        return self.left.first(len(self.coefficient))
-
-    @property
-    def _right(self) -> Array:
-        return self.right.first(len(self.coefficient))
 
     # --- as numbers
 
     def flat(self) -> Array:
-        weighed = self._right * self.coefficient[:, None]
-        W = self._left.swapaxes(-1, -2) @ weighed
-        b = self.marker @ weighed
-        if self.base is not None:
-            W, b = W + self.kept * self.base.W, b + self.kept * self.base.b
-        return Dense(W, b).flat()
+        return _flat(self._weighed_terms(), self.base, self.kept)
 
     def task_mean(self) -> Array:
-        # A mean over tasks of sums over rows is one product over all rows of all tasks.
-        weighed = self._right * (self.coefficient / len(self._right))[:, None]
-        W = self._left.reshape(-1, self._left.shape[-1]).T @ weighed.reshape(-1, weighed.shape[-1])
-        b = self.marker @ weighed.sum(0)
-        if self.base is not None:
-            W, b = W + self.kept * self.base.W, b + self.kept * self.base.b
-        return Shared(W, b).flat()
+        # Terms that the bias sees, joined, and the others: two large products and not 2 S + 1.
+        terms = self._weighed_terms()
+        kinds = [[term for term in terms if term.on_bias is seen] for seen in (True, False)]
+        return _task_mean([_together(kind) for kind in kinds if kind], self.base, self.kept)
+
+    def _weighed_terms(self) -> list[Term]:
+        """The terms, coefficients included."""
+        pairs = zip(self.terms, self.coefficients, strict=True)
+        return [Term(left, c * right, on_bias) for (left, right, on_bias), c in pairs]
+
+
+def _direction(gradient: OuterSum, room: int, grams: tuple[Grams, Grams]) -> Factored:
+    ones = [1.0] * len(gradient.terms)
+    return Factored(gradient.terms, ones, Joined(room), Joined(room), grams)
+
+
+@dataclass(frozen=True)
+class FactoredBase(Shared):
+    """A layer that all tasks still share, and that becomes :class:`Factored` by descending.
+
+    Attributes
+    ----------
+    n_steps : int
+        Descents to make room for.
+    keep : bool
+        Whether an adjoint will ask for inner products again.
+    """
+
+    n_steps: int = 1
+    keep: bool = True
+
+    def descend(
+        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
+    ) -> Factored:
+        factor, kept = _numbers(scale, shrink)
+        room = self.n_steps * sum(term.left.shape[1] for term in gradient.terms)
+        minus = [-factor] * len(gradient.terms)
+        return Factored(gradient.terms, minus, Joined(room), Joined(room), self._grams(), self, kept)
+
+    def cotangent(self, gradient: OuterSum) -> Factored:
+        return _direction(gradient, 0, self._grams())
+
+    def _grams(self) -> tuple[Grams, Grams]:
+        return Grams(self.keep), Grams(self.keep)
 
 
 def _numbers(scale: Scale | None, shrink: Scale | None) -> tuple[float, float]:
     """The factor on the new terms, and what is kept of the old ones: step sizes are numbers here."""
     return 1.0 if scale is None else scale[0], 1.0 if shrink is None else 1.0 - shrink[0]
-
-
-def _numbers_of(term: Term, coefficient: float) -> tuple[Array, Array]:
-    """c and m for the rows of a term."""
-    n, dtype = term.left.shape[1], term.left.dtype
-    return np.full(n, coefficient, dtype), np.full(n, float(term.on_bias), dtype)
 
 
 # --- the first layer --------------------------------------------------------------------------------
@@ -225,8 +299,7 @@ def _numbers_of(term: Term, coefficient: float) -> tuple[Array, Array]:
 class InputProducts:
     """The products of the inputs that all points and directions of one meta-gradient need, made once.
 
-    A set of inputs is known by being the same array, which is kept here, and so cannot be another one
-    at the same place in memory.
+    A set of inputs is known by being the same array, which is kept here.
     """
 
     def __init__(self) -> None:
@@ -261,17 +334,16 @@ class InputBase(Shared):
         self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
     ) -> FactoredInput:
         factor, kept = _numbers(scale, shrink)
-        return FactoredInput({}, self.products, self, kept)._with(gradient.terms, -factor)
+        return FactoredInput({}, self.products, self, kept)._plus(gradient.terms, -factor)
 
     def cotangent(self, gradient: OuterSum) -> FactoredInput:
-        return FactoredInput({}, self.products)._with(gradient.terms, 1.0)
+        return FactoredInput({}, self.products)._plus(gradient.terms, 1.0)
 
 
-@dataclass(frozen=True)
 class FactoredInput:
     """A first layer for each task.
 
-    Attributes
+    Parameters
     ----------
     terms : dict
         By identity of the inputs: the inputs ``(T, rows, n_in)`` and their right factor
@@ -281,34 +353,38 @@ class FactoredInput:
     kept : float
     """
 
-    terms: dict[int, tuple[Array, Array]]
-    products: InputProducts
-    base: Shared | None = None
-    kept: float = 1.0
+    def __init__(
+        self,
+        terms: dict[int, tuple[Array, Array]],
+        products: InputProducts,
+        base: Shared | None = None,
+        kept: float = 1.0,
+    ) -> None:
+        self.terms, self.products, self.base, self.kept = terms, products, base, kept
 
-    def _with(self, terms: Sequence[Term], coefficient: float) -> FactoredInput:
+    def _plus(self, terms: Sequence[Term], coefficient: float) -> FactoredInput:
         """``self + coefficient · terms``."""
         merged = dict(self.terms)
         for term in terms:
-            new = coefficient * term.right
+            new = term.right if coefficient == 1 else coefficient * term.right
             _, old = merged.get(id(term.left), (None, None))
             merged[id(term.left)] = term.left, new if old is None else old + new
-        return replace(self, terms=merged)
+        return FactoredInput(merged, self.products, self.base, self.kept)
 
     def descend(
         self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
     ) -> FactoredInput:
         factor, kept = _numbers(scale, shrink)
         shrunk = self if kept == 1 else self.scaled((kept, kept))
-        return shrunk._with(gradient.terms, -factor)
+        return shrunk._plus(gradient.terms, -factor)
 
     def cotangent(self, gradient: OuterSum) -> FactoredInput:
-        return FactoredInput({}, self.products)._with(gradient.terms, 1.0)
+        return FactoredInput({}, self.products)._plus(gradient.terms, 1.0)
 
     def scaled(self, scale: Scale) -> FactoredInput:
         factor = scale[0]
         terms = {key: (x, factor * right) for key, (x, right) in self.terms.items()}
-        return replace(self, terms=terms, kept=factor * self.kept)
+        return FactoredInput(terms, self.products, self.base, factor * self.kept)
 
     def dot(self, gradient: OuterSum) -> Array:
         return paired(self, gradient)
@@ -316,20 +392,20 @@ class FactoredInput:
     # --- as a layer
 
     def act(self, h: Array) -> Array:
-        own = self._total(lambda x, right: self.products.gram(h, x) @ right)
+        own = total(self.products.gram(h, x) @ right for x, right in self._factors)
         return self._sum(own, None if self.base is None else self.base.act(h))
 
     def act_linear(self, h: Array) -> Array:
-        own = self._total(lambda x, right: (self.products.gram(h, x) - 1) @ right)
+        own = total((self.products.gram(h, x) - 1) @ right for x, right in self._factors)
         return self._sum(own, None if self.base is None else self.base.act_linear(h))
 
     def act_transposed(self, d: Array) -> Array:
-        own = self._total(lambda x, right: (d @ right.swapaxes(-1, -2)) @ x)
+        own = total((d @ right.swapaxes(-1, -2)) @ x for x, right in self._factors)
         return self._sum(own, None if self.base is None else self.base.act_transposed(d))
 
-    def _total(self, of: Callable[[Array, Array], Array]) -> Array:
-        """The sum over the terms of a function of inputs and right factor."""
-        return reduce(operator.add, (of(x, right) for x, right in self.terms.values()))
+    @property
+    def _factors(self) -> Iterable[tuple[Array, Array]]:
+        return self.terms.values()
 
     def _sum(self, own: Array, shared: Array | None) -> Array:
         if shared is not None:
@@ -339,19 +415,44 @@ class FactoredInput:
     # --- as numbers
 
     def flat(self) -> Array:
-        W = self._total(lambda x, right: x.swapaxes(-1, -2) @ right)
-        b = self._total(lambda x, right: right.sum(-2))
-        if self.base is not None:
-            W, b = W + self.kept * self.base.W, b + self.kept * self.base.b
-        return Dense(W, b).flat()
+        return _flat(self._as_terms(), self.base, self.kept)
 
     def task_mean(self) -> Array:
-        W = self._total(
-            lambda x, right: (
-                x.reshape(-1, x.shape[-1]).T @ (right / len(right)).reshape(-1, right.shape[-1])
-            )
-        )
-        b = self._total(lambda x, right: right.sum(1).mean(0))
-        if self.base is not None:
-            W, b = W + self.kept * self.base.W, b + self.kept * self.base.b
+        return _task_mean(self._as_terms(), self.base, self.kept)
+
+    def _as_terms(self) -> list[Term]:
+        return [Term(x, right, True) for x, right in self.terms.values()]
+
+
+# --- as numbers -----------------------------------------------------------------------------------
+
+
+def _flat(terms: Sequence[Term], base: Shared | None, kept: float) -> Array:
+    """``kept · base + terms``, multiplied out for each task."""
+    layer = OuterSum(tuple(terms)).dense()
+    if base is None:
+        return layer.flat()
+    return Dense(layer.W + kept * base.W, layer.b + kept * base.b).flat()
+
+
+def _task_mean(terms: Sequence[Term], base: Shared | None, kept: float) -> Array:
+    """The mean over tasks: of sums over rows, it is one product over all rows of all tasks."""
+    T = len(terms[0].left)
+    W = total(_rows(term.left).T @ _rows(term.right) for term in terms) / T
+    b = total(row_sum(_rows(term.right)) for term in terms if term.on_bias) / T
+    if base is None:
         return Shared(W, b).flat()
+    return Shared(W + kept * base.W, b + kept * base.b).flat()
+
+
+def _together(terms: Sequence[Term]) -> Term:
+    """Terms that the bias sees all, or none, as one."""
+    if len(terms) == 1:
+        return terms[0]
+    left = np.concatenate([term.left for term in terms], axis=1)
+    return Term(left, np.concatenate([term.right for term in terms], axis=1), terms[0].on_bias)
+
+
+def _rows(factor: Array) -> Array:
+    """``(T, n, width)`` as ``(T·n, width)``."""
+    return factor.reshape(-1, factor.shape[-1])

@@ -157,7 +157,8 @@ def accuracy(loss: Loss, o: Array, y: Array) -> Array | None:
 
 
 def _mean(terms: Array) -> Array:
-    mean: Array = terms.mean(axis=(-2, -1))
+    n_tasks, rows, n_out = terms.shape
+    mean: Array = terms.reshape(n_tasks, rows * n_out).mean(-1)
     return mean
 
 

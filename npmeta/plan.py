@@ -12,11 +12,20 @@ small cloud machine, and only their ratios matter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
-__all__ = ["FORMS", "Cost", "LayerPlan", "Plan", "dense_cost", "factored_cost", "make_plan"]
+__all__ = [
+    "FORMS",
+    "Cost",
+    "LayerPlan",
+    "Plan",
+    "chunk_size",
+    "dense_cost",
+    "factored_cost",
+    "make_plan",
+]
 
 #: How weights may be held: by what is cheaper in each layer, or all in one way.
 FORMS = ("auto", "dense", "factored")
@@ -27,6 +36,22 @@ FLOP_RATE = 6e10
 BYTE_RATE = 2.5e10
 #: Seconds for a call of NumPy, and for each matrix of a stack.
 CALL, MATRIX = 2e-6, 2e-7
+
+
+#: Bytes of one layer's activations in a chunk of tasks: several such arrays fit in a core's cache.
+CHUNK = 2**19
+#: Support rows a chunk has at least, to make it worth while to read the shared matrices for it.
+CHUNK_ROWS = 128
+
+
+def chunk_size(
+    widths: tuple[int, ...], *, n_tasks: int, n_support: int, n_query: int, itemsize: int
+) -> int:
+    """How many tasks to do at a time: as many as fit in the cache, in chunks as even as can be."""
+    task = max(n_support, n_query) * max(widths[1:]) * itemsize
+    size = max(CHUNK // task, -(-CHUNK_ROWS // n_support))
+    n_chunks = -(-n_tasks // size)
+    return -(-n_tasks // n_chunks)
 
 
 @dataclass(frozen=True)
@@ -137,9 +162,15 @@ class Plan:
     Attributes
     ----------
     layers : tuple of LayerPlan
+    n_steps : int
+        S, the inner steps to make room for.
+    second_order : bool
+        Whether an adjoint follows that asks again for what the inner loop has made.
     """
 
     layers: tuple[LayerPlan, ...]
+    n_steps: int
+    second_order: bool
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -159,8 +190,9 @@ class Plan:
         return "\n".join(lines)
 
 
+@lru_cache(maxsize=64)
 def make_plan(
-    widths: Sequence[int],
+    widths: tuple[int, ...],
     *,
     n_tasks: int,
     n_support: int,
@@ -175,7 +207,7 @@ def make_plan(
 
     Parameters
     ----------
-    widths : sequence of int
+    widths : tuple of int
         Of the network.
     n_tasks, n_support, n_query, n_steps : int
         T, K, Q and S.
@@ -219,4 +251,4 @@ def make_plan(
             form = "factored" if factored.seconds < dense.seconds else "dense"
             why = "cheaper"
         layers.append(LayerPlan(n_in, n_out, form, dense, factored, why))
-    return Plan(tuple(layers))
+    return Plan(tuple(layers), n_steps, second_order)

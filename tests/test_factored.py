@@ -185,9 +185,9 @@ SECOND = {"second_order": True, "per_parameter": False}
 
 
 def test_wide_layers_with_few_rows_are_factored_and_narrow_ones_with_many_are_not():
-    wide = make_plan([784, 1024, 1024, 5], **OMNIGLOT, **SECOND)
+    wide = make_plan((784, 1024, 1024, 5), **OMNIGLOT, **SECOND)
     assert wide.forms[:2] == ("factored", "factored")
-    narrow = make_plan([1, 40, 40, 1], **{**OMNIGLOT, "n_support": 50, "n_query": 50}, **SECOND)
+    narrow = make_plan((1, 40, 40, 1), **{**OMNIGLOT, "n_support": 50, "n_query": 50}, **SECOND)
     assert narrow.forms == ("dense", "dense", "dense")
 
 
@@ -225,5 +225,6 @@ def test_what_cannot_be_is_refused():
 def test_points_flatten_to_the_parameters_they_stand_for():
     model = nm.MLP([3, 4, 2])
     theta = model.init(rng(0))
-    for forms in (None, ("dense", "factored"), ("factored", "factored")):
-        np.testing.assert_array_equal(flatten(model.layers(theta, forms)), theta)
+    for weights in ("auto", "dense", "factored"):
+        plan = make_plan(model.widths, **OMNIGLOT, **SECOND, weights=weights)
+        np.testing.assert_array_equal(flatten(model.layers(theta, plan)), theta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from npmeta._validation import Array
+from npmeta.weights import total
 
 __all__ = ["MetaGradient", "MetaParameters", "Scores", "named"]
 
@@ -59,6 +60,22 @@ class MetaGradient:
     def grad(self) -> Array:
         """The gradient with respect to theta, ``(P,)``."""
         return self.grads["theta"]
+
+    @staticmethod
+    def join(parts: Sequence[MetaGradient]) -> MetaGradient:
+        """The meta-gradients of several batches as that of one: their mean, each counted by its tasks.
+
+        The sum is made in the order of the parts.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        task_loss = np.concatenate([part.task_loss for part in parts])
+        shares = [len(part.task_loss) / len(task_loss) for part in parts]
+        grads = {
+            name: total(share * part.grads[name] for part, share in zip(parts, shares, strict=True))
+            for name in parts[0].grads
+        }
+        return MetaGradient(float(task_loss.real.mean()), grads, task_loss, parts[0].hessian)
 
 
 @dataclass(frozen=True, eq=False)

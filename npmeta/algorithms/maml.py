@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from npmeta._memory import keep_freed_memory
 from npmeta._validation import Array, DType, as_parameters, check_finite, unknown_name
 from npmeta.adaptation import StepSizes, adapt, inner_loop, pull_back
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
 from npmeta.objective import Batch, Objective, Risk
-from npmeta.plan import FORMS, Plan, make_plan
+from npmeta.plan import FORMS, Plan, chunk_size, make_plan
 from npmeta.weights import Block, flatten
 
 if TYPE_CHECKING:
@@ -146,13 +147,24 @@ class MAML:
         ValueError
             If shapes, labels or dtypes do not fit the model.
         """
+        keep_freed_memory()
         theta, alpha = self._meta_parameters(params)
         support, query = self._prepare(tasks, theta.dtype)
         learns = "inner_lr" in named(params)
+        return MetaGradient.join(
+            [
+                self._of_chunk(theta, alpha, _part(support, chunk), _part(query, chunk), learns)
+                for chunk in self._chunks(support, query)
+            ]
+        )
 
+    def _of_chunk(
+        self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
+    ) -> MetaGradient:
+        """:meth:`meta_gradient` of some of the tasks."""
         path = adapt(
             self.objective,
-            self.objective.hold(theta, self._forms(theta, alpha, support, query)),
+            self.objective.hold(theta, self._plan(theta, alpha, support, query)),
             support,
             alpha,
             self.inner_steps,
@@ -255,8 +267,8 @@ class MAML:
         steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
         theta, alpha = self._meta_parameters(params)
         support, query = self._prepare(tasks, theta.dtype)
-        forms = self._forms(theta, alpha, support, query, steps, second_order=False)
-        point = self.objective.hold(theta, forms)
+        plan = self._plan(theta, alpha, support, query, steps, second_order=False)
+        point = self.objective.hold(theta, plan)
         scored = [self.objective.score(point, query)]
         for _, adapted in inner_loop(
             self.objective, point, support, alpha, steps, self.inner_weight_decay
@@ -292,20 +304,26 @@ class MAML:
         if not isinstance(self.objective, Risk):
             raise ValueError("an objective has no layers to plan for")
         theta, alpha = self._meta_parameters(params)
-        return self._plan(self.objective.model, theta, alpha, *self._prepare(tasks, theta.dtype))
+        support, query = self._prepare(tasks, theta.dtype)
+        chunk, *_ = self._chunks(support, query)
+        plan = self._plan(theta, alpha, _part(support, chunk), _part(query, chunk))
+        assert plan is not None
+        return plan
 
     def _plan(
         self,
-        model: MLP,
         theta: Array,
         alpha: StepSizes,
         support: Batch,
         query: Batch,
         steps: int | None = None,
         second_order: bool = True,
-    ) -> Plan:
+    ) -> Plan | None:
+        """The plan for a network; None where there are no layers."""
+        if not isinstance(self.objective, Risk):
+            return None
         return make_plan(
-            model.widths,
+            self.objective.model.widths,
             n_tasks=len(support[0]),
             n_support=support[0].shape[1],
             n_query=query[0].shape[1],
@@ -316,19 +334,18 @@ class MAML:
             weights=self.weights,
         )
 
-    def _forms(
-        self,
-        theta: Array,
-        alpha: StepSizes,
-        support: Batch,
-        query: Batch,
-        steps: int | None = None,
-        second_order: bool = True,
-    ) -> Sequence[str] | None:
-        """The plan's forms; None where there are no layers."""
-        if not isinstance(self.objective, Risk):
-            return None
-        return self._plan(self.objective.model, theta, alpha, support, query, steps, second_order).forms
+    def _chunks(self, support: Batch, query: Batch) -> list[slice]:
+        """The tasks in chunks whose activations stay in the cache."""
+        size = n_tasks = len(support[0])
+        if isinstance(self.objective, Risk):
+            size = chunk_size(
+                self.objective.model.widths,
+                n_tasks=n_tasks,
+                n_support=support[0].shape[1],
+                n_query=query[0].shape[1],
+                itemsize=support[0].dtype.itemsize,
+            )
+        return [slice(start, start + size) for start in range(0, n_tasks, size)]
 
     def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
         return (
@@ -347,6 +364,11 @@ class MAML:
         ):
             adapted = point
         return adapted
+
+
+def _part(batch: Batch, tasks: slice) -> Batch:
+    x, y = batch
+    return x[tasks], y[tasks]
 
 
 def _check_steps(steps: int, name: str) -> int:
