@@ -37,6 +37,12 @@ class Sampler(Protocol):
     ) -> TaskBatch: ...
 
 
+def _deferred(algorithm: Algorithm, tasks: Sampler) -> Sampler | None:
+    """The sampler as an algorithm wants it that has tasks drawn elsewhere (:mod:`npmeta.parallel`)."""
+    defer = getattr(algorithm, "defer", None)
+    return None if defer is None else defer(tasks)
+
+
 class NonFiniteError(ArithmeticError):
     """The meta-loss or its gradient is no longer finite.
 
@@ -191,6 +197,7 @@ def _steps(
 ) -> Iterator[Step]:
     """The iterator of :func:`meta_train`, whose arguments are checked before the first step."""
     state = optimizer.init(params) if state is None else state
+    tasks = _deferred(algorithm, tasks) or tasks
     for iteration in range(start, iterations):
         batch = tasks.sample(seed, iteration, meta_batch)
         with np.errstate(all="ignore"):  # overflow is reported once, below, and in words
@@ -250,6 +257,9 @@ def evaluate(
     """
     if n_tasks < 1:
         raise ValueError(f"n_tasks must be at least 1, got {n_tasks}")
+    deferred = _deferred(algorithm, tasks)
+    if deferred is not None:
+        return algorithm.evaluate(named(params), deferred.sample(seed, 0, n_tasks, split=split), steps)
     parts = []
     for start in range(0, n_tasks, EVALUATION_BATCH):
         n_drawn = min(EVALUATION_BATCH, n_tasks - start)
