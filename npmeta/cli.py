@@ -80,6 +80,7 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=_whole, metavar="N", help="of the tasks (default: the run's)")
     evaluate.add_argument("--json", metavar="FILE", help="write the scores as JSON ('-': print them)")
     evaluate.add_argument("--data", metavar="PATH", help="score on other data, all of its classes")
+    _add_workers(evaluate)
 
     adapt = commands.add_parser(
         "adapt", help="adapt a run to your own examples and predict", allow_abbrev=False
@@ -122,12 +123,23 @@ def _add_train(commands: Any) -> None:
     )
     where.add_argument("--config", metavar="TOML", type=Path, help="a file of options")
     where.add_argument("--preset", metavar="NAME", help=f"published settings: {', '.join(PRESETS)}")
+    _add_workers(where)
     groups: dict[str, Any] = {}
     for option in OPTIONS:
         title = option.section or "everything"
         if title not in groups:
             groups[title] = train.add_argument_group(title)
         _add_option(groups[title], option)
+
+
+def _add_workers(group: Any) -> None:
+    group.add_argument(
+        "--workers",
+        metavar="N",
+        type=_count,
+        default=1,
+        help="processes that share the work; the result is the same bit for bit (default: 1)",
+    )
 
 
 def _add_option(group: Any, option: Option) -> None:
@@ -179,6 +191,13 @@ def _whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
 
 
+def _count(text: str) -> int:
+    count = _whole(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {count}")
+    return count
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -202,7 +221,7 @@ def _train(args: argparse.Namespace) -> int:
             raise ValueError(f"a run goes on in its own folder, {folder}; leave out --out")
         if args.config or args.preset:
             raise ValueError("a run goes on with its own config.toml; leave out --config and --preset")
-        return commands.resume_run(folder, args.task, flags)
+        return commands.resume_run(folder, args.task, flags, args.workers)
     task: str | None = args.task
     from_file: dict[str, Any] = {}
     if args.config:
@@ -215,7 +234,7 @@ def _train(args: argparse.Namespace) -> int:
     if task is None:
         raise ValueError(f"train needs a task: {', '.join(TASKS)}")
     chosen = preset(args.preset, task) if args.preset else {}
-    return commands.start_run(Config(task, chosen, from_file, flags), args.out)
+    return commands.start_run(Config(task, chosen, from_file, flags), args.out, args.workers)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -233,6 +252,7 @@ def _run(argv: Sequence[str] | None) -> int:
             seed=args.seed,
             json_file=args.json,
             data=args.data,
+            workers=args.workers,
         )
     if args.command == "adapt":
         return commands.adapt_run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,12 +17,13 @@ from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.algorithms import MAML, Scores
 from npmeta.config import Config, TaskDistribution
+from npmeta.parallel import Sharded, default_shard_size
 from npmeta.progress import Progress
 from npmeta.reports import score_json, score_table
 from npmeta.runs import Checkpoint, Run, locked
 from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
 from npmeta.tasks.checks import existing
-from npmeta.training import NonFiniteError, evaluate, meta_train
+from npmeta.training import Algorithm, NonFiniteError, evaluate, meta_train
 
 __all__ = ["adapt_run", "evaluate_run", "plot_run", "resume_run", "start_run"]
 
@@ -35,7 +36,7 @@ def say(message: str) -> None:
 # --- train ------------------------------------------------------------------------------------------
 
 
-def start_run(config: Config, folder: Path | None) -> int:
+def start_run(config: Config, folder: Path | None, workers: int = 1) -> int:
     """Train from the beginning in a new folder. Nothing is written before everything is checked."""
     tasks = config.tasks()
     settled: dict[str, Any] = {}
@@ -46,6 +47,9 @@ def start_run(config: Config, folder: Path | None) -> int:
     config = config.with_values(**settled)
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
     params = algorithm.init(np.random.default_rng(config["seed"]), config["dtype"])
+    if config["shard_size"] is None:
+        n_params = sum(array.size for array in params.values())
+        config = config.with_values(shard_size=default_shard_size(config["meta_batch"], n_params))
     for split in ("train", "validation", "test"):
         algorithm.evaluate(params, tasks.sample(config["seed"], 0, 1, split=split), 0)
     config.schedule()
@@ -54,20 +58,20 @@ def start_run(config: Config, folder: Path | None) -> int:
     encoding = tasks.encoding.to_dict() if isinstance(tasks, Table) else None
     run = Run.create(folder or _new_folder(config.task), config, encoding, start)
     with locked(run.folder):
-        return _train(run, tasks, algorithm, start)
+        return _train(run, tasks, algorithm, start, workers)
 
 
-def resume_run(folder: Path, task: str | None, changes: Mapping[str, Any]) -> int:
+def resume_run(folder: Path, task: str | None, changes: Mapping[str, Any], workers: int = 1) -> int:
     """Go on with a run, bit for bit as if it had not been interrupted.
 
     ``changes`` may be what the run has already; only ``iterations`` may be something else, and the
     path of the same data.
     """
     with locked(folder):
-        return _resume(Run(folder), task, changes)
+        return _resume(Run(folder), task, changes, workers)
 
 
-def _resume(run: Run, task: str | None, changes: Mapping[str, Any]) -> int:
+def _resume(run: Run, task: str | None, changes: Mapping[str, Any], workers: int) -> int:
     folder = run.folder
     if task not in (None, run.config.task):
         raise ValueError(f"{folder} is of {run.config.task}, not of {task}")
@@ -82,6 +86,8 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any]) -> int:
         )
     if "iterations" in changed and config["schedule"] == "cosine":
         raise ValueError("the cosine schedule depends on iterations, so they cannot change midway")
+    if workers > 1 and config["shard_size"] is None:
+        raise ValueError(f"{folder} was begun without shards, so workers cannot share its iterations")
     tasks = config.tasks()  # data of another checksum is refused
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
     checkpoint = run.load()
@@ -100,7 +106,7 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any]) -> int:
     (folder / "evaluation.json").unlink(missing_ok=True)
     run.truncate_metrics(made)
     say(f"going on from iteration {made} of {iterations}")
-    return _train(run, tasks, algorithm, checkpoint)
+    return _train(run, tasks, algorithm, checkpoint, workers)
 
 
 def _check_fit(checkpoint: Checkpoint, config: Config, algorithm: MAML) -> None:
@@ -134,14 +140,17 @@ def _new_folder(task: str) -> Path:
             return folder
 
 
-def _train(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint) -> int:
+def _train(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint, workers: int) -> int:
     """Train, and report; or say why not, and how to go on."""
     config = run.config
     say(f"{config.task}: {algorithm.model}, {algorithm.objective.n_params} parameters, in {run.folder}")
-    with _handling(signal.default_int_handler, signal.SIGTERM):
+    with (
+        _handling(signal.default_int_handler, signal.SIGTERM),
+        _sharded(config, algorithm, workers) as sharded,
+    ):
         try:
             with _interrupts() as interrupted:
-                checkpoint = _iterate(run, tasks, algorithm, start, interrupted)
+                checkpoint = _iterate(run, tasks, sharded, start, interrupted)
         except NonFiniteError as error:
             say(f"npmeta: training stopped: {error}; the newest checkpoint is {run.checkpoints()[-1]}")
             return 1
@@ -151,12 +160,27 @@ def _train(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint
                 f"to go on: npmeta train --resume {run.folder}"
             )
             return 130
-        _report(run, tasks, algorithm, checkpoint.params)
+        _report(run, tasks, algorithm, sharded, checkpoint.params)
     return 0
 
 
+def _sharded(config: Config, algorithm: MAML, workers: int) -> AbstractContextManager[Algorithm]:
+    """The algorithm in the run's shards; as it is, for a run of before there were any."""
+    size = config["shard_size"]
+    if size is None:
+        return nullcontext(algorithm)
+    if workers > 1:
+        n_shards = -(-config["meta_batch"] // size)
+        say(f"{workers} workers; shards in an iteration: {n_shards}, of {size} tasks")
+    return Sharded(algorithm, size, workers=workers)
+
+
 def _iterate(
-    run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint, interrupted: Sequence[int]
+    run: Run,
+    tasks: TaskDistribution,
+    algorithm: Algorithm,
+    start: Checkpoint,
+    interrupted: Sequence[int],
 ) -> Checkpoint:
     """All iterations, or those up to an interrupt; what came of them is in the run's folder."""
     config, checkpoint, window = run.config, start, start.window
@@ -203,7 +227,7 @@ def _iterate(
 
 
 def _validate(
-    config: Config, tasks: TaskDistribution, algorithm: MAML, params: Mapping[str, Array]
+    config: Config, tasks: TaskDistribution, algorithm: Algorithm, params: Mapping[str, Array]
 ) -> dict[str, float]:
     scored = evaluate(
         algorithm,
@@ -249,9 +273,15 @@ def _handling(
             signal.signal(number, handler_before)
 
 
-def _report(run: Run, tasks: TaskDistribution, algorithm: MAML, params: Mapping[str, Array]) -> None:
+def _report(
+    run: Run,
+    tasks: TaskDistribution,
+    algorithm: MAML,
+    sharded: Algorithm,
+    params: Mapping[str, Array],
+) -> None:
     """What follows training: the table of test scores, evaluation.json and the pictures."""
-    scored = _score(run, tasks, algorithm, params)
+    scored = _score(run, tasks, sharded, params)
     # Files first: a closed pipe must not cost the report.
     write_atomically(run.folder / "evaluation.json", score_json(scored, run, "test") + "\n")
     paths: list[Path] = []
@@ -276,6 +306,7 @@ def evaluate_run(
     seed: int | None,
     json_file: str | None,
     data: str | None,
+    workers: int = 1,
 ) -> int:
     """Score the newest checkpoint of a run."""
     if data is not None and split is not None:
@@ -288,7 +319,10 @@ def evaluate_run(
     split = split or "test"
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
     params = run.load().params
-    scored = _score(run, tasks, algorithm, params, n_tasks=n_tasks, steps=steps, split=split, seed=seed)
+    with Sharded(algorithm, workers=workers) as sharded:
+        scored = _score(
+            run, tasks, sharded, params, n_tasks=n_tasks, steps=steps, split=split, seed=seed
+        )
     text = score_json(scored, run, split, data)
     if json_file == "-":
         print(text)
@@ -312,7 +346,7 @@ def _tasks_on(run: Run, data: str) -> TaskDistribution:
 def _score(
     run: Run,
     tasks: TaskDistribution,
-    algorithm: MAML,
+    algorithm: Algorithm,
     params: Mapping[str, Array],
     *,
     n_tasks: int | None = None,

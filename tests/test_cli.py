@@ -312,6 +312,7 @@ OTHER = {
     "hidden": [7, 6],
     "feature_columns": ["width"],
     "clip": 2.5,
+    "shard_size": 3,
 }
 
 
@@ -340,7 +341,7 @@ def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
             else:
                 words += [flag, *map(str, value if isinstance(value, list) else [value])]
     came = {}
-    monkeypatch.setattr(commands, "start_run", lambda config, folder: came.update(config=config) or 0)
+    monkeypatch.setattr(commands, "start_run", lambda config, *_: came.update(config=config) or 0)
     assert main(["train", task, *words]) == 0
     config = came["config"]
     assert config.values == chosen
