@@ -5,22 +5,26 @@ many calls, the work, goes to a worker once: it is pickled, and its arrays lie i
 copy for all. Parameters and gradients lie in shared memory too, a slot for the gradient of each job.
 
 Messages are pipes, not semaphores. A semaphore would save some 40 µs a call, but whoever dies takes
-what it holds along, while a pipe has an end that both sides notice. Segments of shared memory lose
-their names as soon as every worker has them, so the system frees them with the last process that does.
+what it holds along, while a pipe has an end that both sides notice. Shared memory has no name, only
+descriptors that go through the pipes, so it is gone with the last process that has it, however that
+ends. Where descriptors cannot be passed (Windows), everything goes through the pipes.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import pickle
 import signal
+import socket
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,9 +34,8 @@ from npmeta._validation import Array
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
-    from multiprocessing.shared_memory import SharedMemory
 
-__all__ = ["Crew", "Outcome", "Work", "pickled"]
+__all__ = ["Crew", "Outcome", "Work", "pickled", "portable"]
 
 #: What a job gives: arrays with the names, shapes and dtypes of the parameters, and something small.
 Outcome: TypeAlias = tuple[Mapping[str, Array], Any]
@@ -113,32 +116,48 @@ def _views(buffer: memoryview, layout: _Layout, offset: int) -> dict[str, Array]
     return views
 
 
-def _new_segment(n_bytes: int) -> SharedMemory | None:
-    """Shared memory, or None where there is none or too little: pipes carry anything too."""
-    from multiprocessing.shared_memory import SharedMemory
+class _Segment:
+    """Memory that can be passed to workers; it lasts as long as there are views of it."""
 
-    with suppress(OSError, AttributeError):  # of other systems, which do not promise what they lack
-        room = os.statvfs("/dev/shm")
-        if n_bytes > room.f_bavail * room.f_frsize:
+    def __init__(self, descriptor: int, n_bytes: int) -> None:
+        self.descriptor = descriptor
+        self.memory = memoryview(mmap.mmap(descriptor, max(n_bytes, 1)))
+
+    @staticmethod
+    def new(n_bytes: int) -> _Segment | None:
+        """None where there is none."""
+        if not hasattr(socket, "send_fds"):
             return None
-    try:
-        return SharedMemory(create=True, size=max(n_bytes, 1))
-    except OSError:
-        return None
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("npmeta")
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        try:
+            os.ftruncate(descriptor, max(n_bytes, 1))
+            return _Segment(descriptor, n_bytes)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def send(self, connection: Connection) -> None:
+        with _as_socket(connection) as end:
+            socket.send_fds(end, [b"-"], [self.descriptor])
+
+    @staticmethod
+    def receive(connection: Connection, n_bytes: int) -> _Segment:
+        with _as_socket(connection) as end:
+            _, (descriptor,), *_ = socket.recv_fds(end, 1, 1)
+        return _Segment(descriptor, n_bytes)
+
+    def close(self) -> None:
+        """It can no longer be passed on."""
+        os.close(self.descriptor)
 
 
-def _memory(segment: SharedMemory) -> memoryview:
-    assert segment.buf is not None
-    return segment.buf
-
-
-def _closed(segment: SharedMemory) -> bool:
-    """Give the memory back, unless there are views of it."""
-    try:
-        segment.close()
-    except BufferError:
-        return False
-    return True
+def _as_socket(connection: Connection) -> socket.socket:
+    """The socket that a two-way pipe is, wherever descriptors can be passed."""
+    return socket.socket(fileno=os.dup(connection.fileno()))
 
 
 class _Exchange:
@@ -164,8 +183,9 @@ class _Exchange:
 
 def _serve(connection: Connection) -> None:
     """What a worker does until the parent closes its end of the pipe, or is no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    hands = _Hands()
+    hands = _Hands(connection)
     with suppress(EOFError, OSError):
         while True:
             kind, *rest = connection.recv()
@@ -174,8 +194,8 @@ def _serve(connection: Connection) -> None:
             except (EOFError, OSError):
                 raise
             except Exception as error:
-                connection.send(([("failed", _portable(error))], 0.0))
-    os._exit(0)  # at once, whatever views there are of shared memory
+                connection.send(([("failed", portable(error))], 0.0))
+    os._exit(0)
 
 
 def _end_with_parent() -> None:
@@ -189,7 +209,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error in a form that can be sent, with the place where it arose as its cause."""
     told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
@@ -204,17 +224,17 @@ def _portable(error: Exception) -> Exception:
 class _Hands:
     """What a worker holds, and what it is asked to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._work: Work | None = None
         self._exchange: _Exchange | None = None
-        self._attached: list[SharedMemory] = []
 
-    def take_work(self, data: bytes, segment: str | None, sizes: Sequence[int]) -> _Answer:
+    def take_work(self, data: bytes, sizes: Sequence[int]) -> _Answer:
         """Work, its arrays in a segment, in the place of what was there."""
         self._work = None
         buffers = []
-        if segment is not None:
-            memory = self._attach(segment).toreadonly()
+        if sizes:
+            memory = self._receive(sum(map(_aligned, sizes))).toreadonly()
             start = 0
             for size in sizes:
                 buffers.append(memory[start : start + size])
@@ -222,10 +242,11 @@ class _Hands:
         self._work = pickle.loads(data, buffers=buffers)
         return [], 0.0
 
-    def take_exchange(self, segment: str, layout: _Layout, n_slots: int) -> _Answer:
+    def take_exchange(self, layout: _Layout, n_slots: int) -> _Answer:
         """Another segment for parameters and gradients."""
         self._exchange = None
-        self._exchange = _Exchange(self._attach(segment), layout, n_slots)
+        memory = self._receive(_Exchange.size(layout, n_slots))
+        self._exchange = _Exchange(memory, layout, n_slots)
         for array in self._exchange.params.values():
             array.flags.writeable = False
         return [], 0.0
@@ -245,7 +266,7 @@ class _Hands:
             try:
                 arrays, rest = self._work(params, job)
             except Exception as error:
-                done.append(("failed", _portable(error)))
+                done.append(("failed", portable(error)))
                 break
             if slot is None or exchange is None or set(_layout(arrays)) != set(exchange.layout):
                 done.append(("sent", arrays, rest))
@@ -255,12 +276,10 @@ class _Hands:
             done.append(("stored", rest))
         return done, _clock() - began
 
-    def _attach(self, name: str) -> memoryview:
-        from multiprocessing.shared_memory import SharedMemory
-
-        self._attached = [segment for segment in self._attached if not _closed(segment)]
-        self._attached.append(SharedMemory(name))
-        return _memory(self._attached[-1])
+    def _receive(self, n_bytes: int) -> memoryview:
+        segment = _Segment.receive(self._connection, n_bytes)
+        segment.close()
+        return segment.memory
 
 
 #: Time of this process alone, where that is measured finely: what jobs would take on one core.
@@ -286,9 +305,11 @@ class _Member:
             self._process.start()
         theirs.close()
 
-    def tell(self, *message: Any) -> None:
+    def tell(self, message: tuple[Any, ...], segment: _Segment | None = None) -> None:
         try:
             self._connection.send(message)
+            if segment is not None:
+                segment.send(self._connection)
         except OSError:
             raise _Died from None
 
@@ -318,7 +339,9 @@ def _as_workers_begin() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)
     mask = getattr(signal, "pthread_sigmask", None)
-    blocked = mask(signal.SIG_BLOCK, {signal.SIGINT}) if mask else None
+    if mask:
+        resource_tracker.ensure_running()  # begun with the first worker, it would clear the mask
+        blocked = mask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
@@ -349,7 +372,6 @@ class Crew:
         self.n_workers = n_workers
         self._members: list[_Member] = []
         self._exchange: _Exchange | None = None
-        self._segments: list[SharedMemory] = []
         self._deaths: list[str] = []
         self._lock = threading.Lock()
 
@@ -406,7 +428,6 @@ class Crew:
 
     def _end(self, patience: float) -> None:
         members, self._members, self._exchange = self._members, [], None
-        self._segments = [segment for segment in self._segments if not _closed(segment)]
         for member in members:
             member.end(patience)
 
@@ -460,16 +481,15 @@ class Crew:
         data = pickled(work, buffers.append)
         arrays = [buffer.raw() for buffer in buffers]
         sizes = [len(array) for array in arrays]
-        segment = self._new_segment(sum(map(_aligned, sizes))) if sizes else None
+        segment = _Segment.new(sum(map(_aligned, sizes))) if sizes else None
         if segment is None:
             data, sizes = pickled(work), []
         else:
             start = 0
             for array in arrays:
-                _memory(segment)[start : start + len(array)] = array
+                segment.memory[start : start + len(array)] = array
                 start += _aligned(len(array))
-        name = segment.name if segment else None
-        answers = self._ask(dict.fromkeys(lacking, ("take_work", data, name, sizes)), segment)
+        answers = self._ask(dict.fromkeys(lacking, ("take_work", data, sizes)), segment)
         for member, (outcomes, _) in answers.items():
             for _, error in outcomes:
                 raise _cannot_be_sent(error) from error
@@ -486,11 +506,11 @@ class Crew:
             if not n_slots:  # not worth it
                 return False
             exchange = self._exchange = None
-            segment = self._new_segment(_Exchange.size(layout, n_slots))
+            segment = _Segment.new(_Exchange.size(layout, n_slots))
             if segment is None:
                 return False
-            exchange = self._exchange = _Exchange(_memory(segment), layout, n_slots)
-            message = ("take_exchange", segment.name, layout, n_slots)
+            exchange = self._exchange = _Exchange(segment.memory, layout, n_slots)
+            message = ("take_exchange", layout, n_slots)
             for member, (outcomes, _) in self._ask(dict.fromkeys(members, message), segment).items():
                 for _, error in outcomes:
                     raise error
@@ -500,32 +520,25 @@ class Crew:
             exchange.params[name][...] = array
         return all(member.exchange is exchange for member in members if member in self._members)
 
-    def _new_segment(self, n_bytes: int) -> SharedMemory | None:
-        self._segments = [segment for segment in self._segments if not _closed(segment)]
-        segment = _new_segment(n_bytes)
-        if segment is not None:
-            self._segments.append(segment)
-        return segment
-
     def _ask(
-        self, messages: Mapping[_Member, tuple[Any, ...]], segment: SharedMemory | None = None
+        self, messages: Mapping[_Member, tuple[Any, ...]], segment: _Segment | None = None
     ) -> dict[_Member, _Answer]:
         """The answers of those that live to give one; the others are removed.
 
-        A segment that the messages speak of loses its name.
+        A segment that the messages speak of goes along, for the last time.
         """
         told, answers = [], {}
         try:
             for member, message in messages.items():
                 with suppress(_Died):
-                    member.tell(*message)
+                    member.tell(message, segment)
                     told.append(member)
             for member in told:
                 with suppress(_Died):
                     answers[member] = member.answer()
         finally:
             if segment is not None:
-                segment.unlink()
+                segment.close()
         for member in messages:
             if member not in answers:
                 self._bury(member)

@@ -33,7 +33,7 @@ from npmeta._blas import can_be_one_thread, one_thread
 from npmeta._validation import Array
 from npmeta.algorithms import MetaGradient, Scores
 from npmeta.algorithms.base import named
-from npmeta.crew import Crew, Outcome, pickled
+from npmeta.crew import Crew, Outcome, pickled, portable
 from npmeta.tasks import TaskBatch
 from npmeta.training import Algorithm, Sampler
 
@@ -372,7 +372,7 @@ def _remote(key: str, data: bytes | None, params: Mapping[str, Array], job: _Job
         with one_thread():
             return "done", work(params, job)
     except Exception as error:
-        return "failed", error
+        return "failed", portable(error)
 
 
 class _Foreign:
