@@ -24,7 +24,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -51,6 +52,12 @@ MOST_DEATHS = 3
 
 #: Where an array may begin in shared memory: a multiple of a cache line.
 ALIGNMENT = 64
+
+#: Of the workers. What comes after the threads is for glibc: it would give the memory of large arrays
+#: back to the system and ask for it anew in every call, which takes as long as the arithmetic.
+ENVIRONMENT = ONE_THREAD | dict.fromkeys(
+    ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**30)
+)
 
 #: Seconds that an idle worker has to end by itself.
 PATIENCE = 2.0
@@ -190,11 +197,10 @@ def _serve(connection: Connection) -> None:
         while True:
             kind, *rest = connection.recv()
             try:
-                connection.send(getattr(hands, kind)(*rest))
-            except (EOFError, OSError):
-                raise
+                answer = ForkingPickler.dumps(getattr(hands, kind)(*rest))
             except Exception as error:
-                connection.send(([("failed", portable(error))], 0.0))
+                answer = ForkingPickler.dumps(([("failed", portable(error))], 0.0))
+            connection.send_bytes(answer)
     os._exit(0)
 
 
@@ -210,7 +216,7 @@ def _end_with_parent() -> None:
 
 
 def portable(error: Exception) -> Exception:
-    """The error in a form that can be sent, with the place where it arose as its cause."""
+    """The error in a form that can be sent, and that tells where it arose."""
     told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
         pickle.loads(pickle.dumps(error))
@@ -335,11 +341,13 @@ class _Member:
 
 @contextmanager
 def _as_workers_begin() -> Iterator[None]:
-    """What a worker inherits: one BLAS thread, and no ear for Ctrl-C, which is for the parent."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)
+    """What a worker inherits: an environment, and no ear for Ctrl-C, which is for the parent."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
     mask = getattr(signal, "pthread_sigmask", None)
     if mask:
+        from multiprocessing import resource_tracker
+
         resource_tracker.ensure_running()  # begun with the first worker, it would clear the mask
         blocked = mask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -441,9 +449,9 @@ class Crew:
             pending = [i for i in range(len(jobs)) if i not in done]
             while len(self._members) < min(self.n_workers, len(pending)):
                 self._members.append(_Member())
-            self._take_work(work, self._members[: len(pending)])
-            shared = self._take_exchange(params, n_slots, self._members[: len(pending)])
-            members = self._members[: len(pending)]
+            members = self._take_work(work, self._members[: len(pending)])
+            shared = self._take_exchange(params, n_slots, members)
+            members = self._living(members)
             shares = {member: pending[k :: len(members)] for k, member in enumerate(members)}
             answers = self._ask(
                 {
@@ -472,11 +480,14 @@ class Crew:
         slot = self._exchange.slots[i]
         return "sent", {name: array.copy() for name, array in slot.items()}, outcome[1]
 
-    def _take_work(self, work: Work, members: Sequence[_Member]) -> None:
-        """See to it that workers have the work."""
+    def _living(self, members: Sequence[_Member]) -> list[_Member]:
+        return [member for member in members if member in self._members]
+
+    def _take_work(self, work: Work, members: Sequence[_Member]) -> list[_Member]:
+        """See to it that workers have the work; returns those that live to do it."""
         lacking = [member for member in members if member.work is not work]
         if not lacking:
-            return
+            return list(members)
         buffers: list[pickle.PickleBuffer] = []
         data = pickled(work, buffers.append)
         arrays = [buffer.raw() for buffer in buffers]
@@ -494,6 +505,7 @@ class Crew:
             for _, error in outcomes:
                 raise _cannot_be_sent(error) from error
             member.work = work
+        return self._living(members)
 
     def _take_exchange(
         self, params: Mapping[str, Array], n_slots: int, members: Sequence[_Member]
@@ -518,7 +530,7 @@ class Crew:
         assert exchange is not None
         for name, array in params.items():
             exchange.params[name][...] = array
-        return all(member.exchange is exchange for member in members if member in self._members)
+        return all(member.exchange is exchange for member in self._living(members))
 
     def _ask(
         self, messages: Mapping[_Member, tuple[Any, ...]], segment: _Segment | None = None
