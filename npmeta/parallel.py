@@ -264,7 +264,7 @@ class Sharded:
         tasks: TaskBatch | Deferred,
         steps: int | None = None,
     ) -> Scores:
-        """The scores of all tasks, in shards of :data:`npmeta.training.EVALUATION_BATCH`."""
+        """The scores of all tasks, in shards of ``npmeta.training.EVALUATION_BATCH``."""
         jobs = _jobs(tasks, training.EVALUATION_BATCH, "scores", steps)
         work = self._work_on(tasks)
         outcomes = self._runner(work, _arrays(params), jobs, gradients=False)

@@ -1,12 +1,13 @@
 """Meta-training on the workers of a Dask cluster, here one of two processes on this machine."""
 
 import numpy as np
-from distributed import Client, LocalCluster
 
 import npmeta as nm
 from npmeta.parallel import Sharded
 
 if __name__ == "__main__":
+    from distributed import Client, LocalCluster
+
     maml = nm.MAML(nm.MLP([1, 20, 20, 1]), inner_lr=0.01)
     params = maml.init(np.random.default_rng(0))
     waves = nm.tasks.Sinusoid(shots=10)
