@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +45,11 @@ class Case:
     loss: str
     inner_lr: float
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Case:
+        """From its fields, as :func:`dataclasses.asdict` makes them; JSON has lists for tuples."""
+        return cls(**{**fields, "widths": tuple(fields["widths"])})
+
 
 _SINE = (1, 40, 40, 1)
 _OMNIGLOT = (784, 256, 128, 64, 64)
@@ -58,6 +64,7 @@ CASES = {
         Case("omniglot-5w1s", (*_OMNIGLOT, 5), 32, 5, 5, 5, "cross_entropy", 0.4),
         Case("omniglot-5w1s-q75", (*_OMNIGLOT, 5), 32, 5, 75, 5, "cross_entropy", 0.4),
         Case("omniglot-20w1s", (*_OMNIGLOT, 20), 16, 20, 20, 5, "cross_entropy", 0.1),
+        Case("wide", (784, 1024, 1024, 5), 32, 5, 15, 5, "cross_entropy", 0.1),
     )
 }
 

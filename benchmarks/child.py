@@ -1,7 +1,8 @@
 """One setting, in a process of its own: a request comes as JSON, answers go out a line each.
 
-The request names the setting, the cases, the dtypes and the peers, and has the plan; the answers are
-``{"environment": ...}`` and then a ``{"row": ...}`` for each case and dtype.
+The request names the setting, the dtypes and the peers, and has cases, the plan and, where there is to
+be training, its chunks. The answers are ``{"environment": ...}`` and then a ``{"row": ...}`` for each
+case and dtype, a ``{"training": ...}``, and before every piece of work ``{"doing": ...}``.
 """
 
 from __future__ import annotations
@@ -62,19 +63,36 @@ def main() -> None:
         print(json.dumps({kind: content}, allow_nan=False), file=channel, flush=True)
 
     # From here on numeric libraries: they start their threads when they are imported.
-    from benchmarks.cases import CASES, make_problem
+    from benchmarks.cases import Case, make_problem
+    from benchmarks.limit import matrix_product_rate
     from benchmarks.machine import blas
-    from benchmarks.peers import PEERS
+    from benchmarks.peers import EVERYBODY
     from benchmarks.runner import Plan, measure
+    from benchmarks.training import Chunks, train
 
-    answer("environment", {**setting.in_force(), "blas": blas()})
+    rates = {dtype: matrix_product_rate(dtype) for dtype in request["dtypes"]}
+    answer("environment", {**setting.in_force(), "blas": blas(), "matrix_product_rate": rates})
     plan = Plan(**request["plan"], settle=setting.settle)
-    peers = [PEERS[name] for name in request["peers"]]
-    for case in request["cases"]:
+    cores = len(available_cores())
+    peers = [EVERYBODY[name] for name in request["peers"]]
+    peers = [peer for peer in peers if cores > 1 or not peer.in_workers]
+    for case in map(Case.from_json, request["cases"]):
         for dtype in request["dtypes"]:
-            problem = make_problem(CASES[case], dtype)
-            row = measure(problem, peers, plan, cores=len(available_cores()))
+
+            def tell(doing: str, where: str = f"{case.name} {dtype} {setting.label}") -> None:
+                answer("doing", f"{where}: {doing}")
+
+            # Of one product's threads some may have had to wait, and the limit is what could be.
+            rates[dtype] = max(rates[dtype], matrix_product_rate(dtype))
+            row = measure(make_problem(case, dtype), peers, plan, cores, rates[dtype], tell)
             answer("row", {"setting": setting.name, **row})
+    if request["training"] is not None:
+        row = train(
+            Chunks(**request["training"]),
+            [peer.name for peer in peers],
+            lambda doing: answer("doing", f"training {setting.label}: {doing}"),
+        )
+        answer("training", {"setting": setting.name, **row})
 
 
 if __name__ == "__main__":

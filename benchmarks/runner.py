@@ -1,4 +1,4 @@
-"""Comparing gradients, then timing: one row of the table, in this process."""
+"""Comparing gradients, then timing in this process, then memory in others: one row of the table."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import gc
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
 from benchmarks.cases import Problem
-from benchmarks.peers import REFERENCE, Peer, Prepared
+from benchmarks.limit import fewest_flops
+from benchmarks.memory import Memory, extra_memory
+from benchmarks.peers import OURS, REFERENCE, SHARDED, Peer, Prepared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +25,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["TOLERANCE", "Entry", "Plan", "Row", "measure"]
+__all__ = [
+    "TOLERANCE",
+    "Best",
+    "Entry",
+    "Plan",
+    "Row",
+    "Runner",
+    "best",
+    "examine",
+    "measure",
+    "take_turns",
+]
 
 #: Largest relative difference of loss and gradient from npmeta's (of the gradient, ‖g − g'‖ / ‖g'‖).
 #:
@@ -47,19 +60,22 @@ class Plan(NamedTuple):
         Seconds after which no further turn begins, those of the first round excepted.
     settle : float
         Seconds of rest before each turn.
+    memory : bool
+        Whether to measure memory, in further processes.
     """
 
     rounds: int
     turn: float
     row: float
     settle: float = 0.0
+    memory: bool = False
 
 
 class Entry(TypedDict):
-    """What became of one peer in one row.
+    """What became of one peer, or of npmeta in one form, in one row.
 
     ``status`` is "ok", "disagrees", "failed" or "not installed"; only "ok" has samples, seconds a
-    call, round by round. A difference that is not a finite number is None.
+    call, round by round, and memory. A difference that is not a finite number is None.
     """
 
     status: str
@@ -69,24 +85,39 @@ class Entry(TypedDict):
     threads: int | None
     samples: list[list[float]]
     median: float | None
+    memory: Memory | None
+
+
+class Best(TypedDict):
+    """The peer with the least seconds or bytes, and how many times npmeta's that is."""
+
+    peer: str
+    ratio: float
 
 
 class Row(TypedDict):
-    """One row: a case in one dtype. ``npmeta`` is among the entries. Its own differences are 0."""
+    """One row: a case in one dtype. npmeta is among the entries. Its own differences are 0.
 
-    case: str
+    ``limit`` is the seconds of the fewest operations at the rate of a matrix product; ``ours`` is the
+    entry of npmeta that counts in ratios, which are None where there is nothing to compare with.
+    """
+
+    case: dict[str, Any]
     dtype: str
     tolerance: float
     loss: float
     gradient_norm: float
     entries: dict[str, Entry]
-    best_peer: str | None
-    ratio: float | None
+    flops: int
+    limit: float
+    ours: str
+    time: Best | None
+    memory: Best | None
 
 
 @dataclass
-class _Runner:
-    """A peer whose gradient agreed."""
+class Runner:
+    """Somebody whose gradient agreed."""
 
     prepared: Prepared
     peer: Peer
@@ -98,17 +129,28 @@ class _Runner:
             self.peer.set_threads(self.entry["threads"])
 
 
-def measure(problem: Problem, peers: Sequence[Peer], plan: Plan, cores: int) -> Row:
-    """Compare everybody's gradient with npmeta's, then time those that agree.
+def measure(
+    problem: Problem,
+    peers: Sequence[Peer],
+    plan: Plan,
+    cores: int,
+    rate: float,
+    tell: Callable[[str], None] = lambda doing: None,
+) -> Row:
+    """Compare everybody's gradient with npmeta's, then measure those that agree.
 
     Parameters
     ----------
     problem : Problem
     peers : sequence of Peer
-        Without npmeta.
+        Without npmeta's default, which is always there.
     plan : Plan
     cores : int
         How many threads a peer may use.
+    rate : float
+        Operations of a matrix product in a second.
+    tell : callable, optional
+        Hears what is being done.
     """
     dtype = problem.theta.dtype.name
     ours = REFERENCE.prepare(problem)
@@ -116,33 +158,48 @@ def measure(problem: Problem, peers: Sequence[Peer], plan: Plan, cores: int) -> 
     entries: dict[str, Entry] = {}
     runners = []
     for peer in (REFERENCE, *peers):
-        prepared, entries[peer.name] = _examine(peer, problem, loss, gradient, TOLERANCE[dtype])
+        tell(f"comparing {peer.name}")
+        prepared, entries[peer.name] = examine(peer, problem, loss, gradient, TOLERANCE[dtype])
         if prepared is not None:
-            runners.append(_Runner(prepared, peer, entries[peer.name]))
+            runners.append(Runner(prepared, peer, entries[peer.name]))
     with _no_garbage_collection():
         for runner in runners:
+            tell(f"warming {runner.peer.name} up")
             _warm_up(runner, plan, cores)
-        _take_turns(runners, plan)
+        tell("timing")
+        take_turns(runners, plan)
+    if plan.memory:
+        for runner in runners:
+            tell(f"memory of {runner.peer.name}")
+            runner.entry["memory"] = extra_memory(
+                runner.peer, problem.case, dtype, runner.entry["threads"]
+            )
     for runner in runners:
-        samples = [sample for turn in runner.entry["samples"] for sample in turn]
-        runner.entry["median"] = statistics.median(samples)
-    best, ratio = _best(entries)
+        runner.prepared.close()
+    counts = _that_counts(entries)
+    flops = fewest_flops(problem.case)
     return {
-        "case": problem.case.name,
+        "case": asdict(problem.case),
         "dtype": dtype,
         "tolerance": TOLERANCE[dtype],
         "loss": loss,
         "gradient_norm": float(np.linalg.norm(gradient)),
         "entries": entries,
-        "best_peer": best,
-        "ratio": ratio,
+        "flops": flops,
+        "limit": flops / rate,
+        "ours": counts,
+        "time": best({name: entry["median"] for name, entry in entries.items()}, counts),
+        "memory": best(
+            {name: entry["memory"] and entry["memory"]["extra"] for name, entry in entries.items()},
+            counts,
+        ),
     }
 
 
 # --- the gradient ---------------------------------------------------------------------------------
 
 
-def _examine(
+def examine(
     peer: Peer, problem: Problem, loss: float, gradient: NDArray[Any], tolerance: float
 ) -> tuple[Prepared | None, Entry]:
     """The peer's first call, compared; nothing prepared comes back unless it agrees."""
@@ -154,6 +211,7 @@ def _examine(
         "threads": None,
         "samples": [],
         "median": None,
+        "memory": None,
     }
     if not peer.installed:
         return None, entry
@@ -193,7 +251,7 @@ def _examine(
 # --- the time -------------------------------------------------------------------------------------
 
 
-def _warm_up(runner: _Runner, plan: Plan, cores: int) -> None:
+def _warm_up(runner: Runner, plan: Plan, cores: int) -> None:
     """Settle how many threads a peer uses and how many calls make a turn."""
     if runner.peer.set_threads is None:
         quickest = _quickest(runner.prepared, plan)
@@ -216,14 +274,15 @@ def _quickest(prepared: Prepared, plan: Plan) -> float:
     return min(calls[1:] or calls)
 
 
-def _take_turns(runners: Sequence[_Runner], plan: Plan) -> None:
+def take_turns(runners: Sequence[Runner], plan: Plan) -> None:
+    """Rounds of everybody in random order; samples and their median go to the entries."""
     order, shuffle = list(runners), random.Random(0).shuffle
     started = perf_counter()
     for done in range(plan.rounds):
         shuffle(order)
         for runner in order:
             if done and perf_counter() - started > plan.row:
-                return
+                break
             sleep(plan.settle)
             runner.use_its_threads()
             if runner.calls > 1:
@@ -232,6 +291,9 @@ def _take_turns(runners: Sequence[_Runner], plan: Plan) -> None:
                 runner.prepared.run()
             runner.entry["samples"].append([_timed(runner.prepared) for _ in range(runner.calls)])
             gc.collect()
+    for runner in runners:
+        samples = [sample for turn in runner.entry["samples"] for sample in turn]
+        runner.entry["median"] = statistics.median(samples)
 
 
 def _timed(prepared: Prepared) -> float:
@@ -253,11 +315,16 @@ def _no_garbage_collection() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _best(entries: dict[str, Entry]) -> tuple[str | None, float | None]:
-    """The fastest peer, and its median over npmeta's; None and None without a peer."""
-    medians = {name: entry["median"] for name, entry in entries.items() if entry["median"] is not None}
-    ours = medians.pop(REFERENCE.name)
-    if not medians:
-        return None, None
-    best = min(medians, key=medians.__getitem__)
-    return best, medians[best] / ours
+def best(numbers: Mapping[str, float | None], ours: str = REFERENCE.name) -> Best | None:
+    """The peer with the least of something, and that over npmeta's; None without both."""
+    measured = {name: number for name, number in numbers.items() if number is not None}
+    peers = {name: number for name, number in measured.items() if name not in OURS}
+    if not measured.get(ours) or not peers:
+        return None
+    least = min(peers, key=peers.__getitem__)
+    return {"peer": least, "ratio": peers[least] / measured[ours]}
+
+
+def _that_counts(entries: Mapping[str, Entry]) -> str:
+    with_shards = SHARDED.name in entries and entries[SHARDED.name]["status"] == "ok"
+    return (SHARDED if with_shards else REFERENCE).name

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["SETTINGS", "Setting", "available_cores"]
+__all__ = ["SETTINGS", "USUAL", "Setting", "available_cores"]
 
 _ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -42,7 +42,8 @@ class Setting:
         What the command line calls it.
     label : str
         What the table calls it.
-    one_core : bool
+    n_cores : int or None
+        How many cores to be confined to; None for no confinement.
     settle : float
         Seconds of rest before each turn. Threads of OpenBLAS and of OpenMP wait for more work for some
         25 ms before they sleep, on cores that the next library means to use.
@@ -50,19 +51,19 @@ class Setting:
 
     name: str
     label: str
-    one_core: bool
+    n_cores: int | None
     settle: float
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """``inherited`` with this setting's variables; those of the other are taken out."""
         kept = {name: value for name, value in inherited.items() if name not in _ONE_THREAD}
-        return {**kept, **_ALWAYS, **(_ONE_THREAD if self.one_core else {})}
+        return {**kept, **_ALWAYS, **(_ONE_THREAD if self.n_cores == 1 else {})}
 
     def confine(self) -> None:
-        """Confine this process to one core, if that is the setting and the system can."""
-        if self.one_core and hasattr(os, "sched_setaffinity"):
-            # The last core: the first often has the system's interrupts to serve.
-            os.sched_setaffinity(0, {available_cores()[-1]})
+        """Confine this process to its cores, if there are that many and the system can."""
+        if self.n_cores is not None and hasattr(os, "sched_setaffinity"):
+            # The last cores: the first often has the system's interrupts to serve.
+            os.sched_setaffinity(0, available_cores()[-self.n_cores :])
 
     def in_force(self) -> dict[str, object]:
         """What this process runs under, for the record."""
@@ -73,11 +74,18 @@ class Setting:
         }
 
 
-#: Every setting, by its name.
-SETTINGS = {
-    setting.name: setting
-    for setting in (
-        Setting("one-core", "one core", one_core=True, settle=0.0),
-        Setting("all-cores", "all cores", one_core=False, settle=0.05),
-    )
-}
+def _settings() -> list[Setting]:
+    n_all = len(available_cores())
+    some = [n for n in (2**i for i in range(1, 10)) if n < n_all]
+    return [
+        Setting("one-core", "one core", n_cores=1, settle=0.0),
+        *(Setting(f"{n}-cores", f"{n} cores", n_cores=n, settle=0.05) for n in some),
+        Setting("all-cores", "all cores", n_cores=None, settle=0.05),
+    ]
+
+
+#: Every setting, by its name, with fewer cores first.
+SETTINGS = {setting.name: setting for setting in _settings()}
+
+#: Those of the table. The others are for the curve against cores.
+USUAL = ("one-core", "all-cores")

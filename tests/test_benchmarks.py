@@ -1,5 +1,6 @@
 """The benchmark: its cases, its judgement of gradients, and one run of it. Nothing about speed."""
 
+import itertools
 import json
 import os
 import statistics
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from benchmarks.cases import CASES, QUICK, make_problem
-from benchmarks.peers import PEERS, REFERENCE, Peer, Prepared
-from benchmarks.report import format_header, format_row, problems
-from benchmarks.runner import Plan, measure
+from benchmarks import limit, memory, pictures
+from benchmarks.cases import CASES, QUICK, Case, make_problem
+from benchmarks.curves import CURVES
+from benchmarks.peers import EVERYBODY, OURS, PEERS, REFERENCE, Peer, Prepared
+from benchmarks.report import format_header, format_row, format_training, problems
+from benchmarks.runner import Plan, best, measure
+from benchmarks.training import TRAINERS, Chunks, train
+from npmeta.plan import dense_cost, factored_cost
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +31,7 @@ PUBLISHED = {
     "omniglot-5w1s": ("784-256-128-64-64-5", 32, 5, 5, 5, "cross_entropy"),
     "omniglot-5w1s-q75": ("784-256-128-64-64-5", 32, 5, 75, 5, "cross_entropy"),
     "omniglot-20w1s": ("784-256-128-64-64-20", 16, 20, 20, 5, "cross_entropy"),
+    "wide": ("784-1024-1024-5", 32, 5, 15, 5, "cross_entropy"),
 }
 
 SHORT = Plan(rounds=2, turn=0.0, row=60.0)
@@ -100,7 +106,7 @@ def peer(name="peer", loss=lambda loss: loss, grad=lambda grad: grad, **options)
     """npmeta's gradient under another name, read with a mistake."""
 
     def prepare(problem) -> Prepared:
-        run, read = REFERENCE.prepare(problem)
+        run, read, *_ = REFERENCE.prepare(problem)
 
         def misread(out):
             its_loss, its_grad = read(out)
@@ -111,8 +117,8 @@ def peer(name="peer", loss=lambda loss: loss, grad=lambda grad: grad, **options)
     return Peer(name, options.pop("package", "npmeta"), prepare, **options)
 
 
-def row_of(*peers: Peer, dtype="float64", plan=SHORT, cores=1, name="sine-1"):
-    return measure(make_problem(CASES[name], dtype), peers, plan, cores)
+def row_of(*peers: Peer, dtype="float64", plan=SHORT, cores=1, name="sine-1", rate=1e9):
+    return measure(make_problem(CASES[name], dtype), peers, plan, cores, rate)
 
 
 def first_order(problem) -> Prepared:
@@ -151,7 +157,7 @@ def test_a_wrong_gradient_gets_no_time(mistake):
     assert entry["status"] == "disagrees"
     assert entry["samples"] == []
     assert entry["median"] is None
-    assert row["best_peer"] == "right"
+    assert row["time"]["peer"] == "right"
     shown = {"setting": "one-core", **row}
     assert "DISAGREES" in format_row(shown, ["peer", "right"])
     (line,) = problems(shown)
@@ -160,7 +166,7 @@ def test_a_wrong_gradient_gets_no_time(mistake):
 
 
 def test_float32_allows_for_rounding_and_for_little_more():
-    assert row_of(peer(grad=lambda g: g * (1 + 2**-13)), dtype="float32")["best_peer"] == "peer"
+    assert row_of(peer(grad=lambda g: g * (1 + 2**-13)), dtype="float32")["time"]["peer"] == "peer"
     for wrong in (peer(grad=lambda g: g * (1 + 2**-9)), Peer("peer", "npmeta", first_order)):
         assert row_of(wrong, dtype="float32")["entries"]["peer"]["status"] == "disagrees"
 
@@ -177,8 +183,8 @@ def test_a_right_gradient_gets_a_time_and_the_ratio_is_of_medians():
         medians[name] = statistics.median(samples)
         assert entry["median"] == medians[name]
     ours = medians.pop("npmeta")
-    assert row["best_peer"] == min(medians, key=medians.get)
-    assert row["ratio"] == medians[row["best_peer"]] / ours
+    fastest = min(medians, key=medians.get)
+    assert row["time"] == {"peer": fastest, "ratio": medians[fastest] / ours}
     assert problems({"setting": "one-core", **row}) == []
 
 
@@ -189,14 +195,14 @@ def test_a_peer_that_raises_fails_alone():
     row = row_of(Peer("broken", "npmeta", prepare), peer("right"))
     assert row["entries"]["broken"]["status"] == "failed"
     assert row["entries"]["broken"]["note"] == "RuntimeError: no such device"
-    assert row["best_peer"] == "right"
+    assert row["time"]["peer"] == "right"
     assert "FAILED" in format_row({"setting": "all-cores", **row}, ["broken", "right"])
 
 
 def test_an_absent_peer_is_not_an_error():
     row = row_of(peer("absent", package="no_such_package_here"))
     assert row["entries"]["absent"]["status"] == "not installed"
-    assert (row["best_peer"], row["ratio"]) == (None, None)
+    assert row["time"] is None
     assert problems({"setting": "one-core", **row}) == []
 
 
@@ -217,24 +223,186 @@ def test_a_long_row_ends_after_its_first_round():
 def test_columns_are_aligned():
     columns = ["right", "torch-batched"]
     row = row_of(peer("right"), Peer("torch-batched", "npmeta", instant))
-    header, line = format_header(columns), format_row({"setting": "one-core", **row}, columns)
-    assert len(header) == len(line)
+    for name, mebibytes in (("npmeta", 3), ("right", 1500)):
+        row["entries"][name]["memory"] = {"extra": mebibytes * 2**20, "before": 0, "planned": None}
+    header = format_header(columns)
+    time, memory = format_row({"setting": "one-core", **row}, columns).splitlines()
+    assert len(header) == len(time) == len(memory)
     for column in columns:
-        assert line[header.index(column) + len(column)] == " "
-        assert line[header.index(column) + len(column) - 1] != " "
+        for line in (time, memory):
+            assert line[header.index(column) + len(column)] == " "
+        assert time[header.index(column) + len(column) - 1] != " "
+    assert "1500.0" in memory
+
+
+def test_shards_count_where_they_are_and_forms_never_compete():
+    numbers = {"npmeta": 2.0, "npmeta-dense": 0.1, "npmeta-sharded": 1.0, "a": 3.0, "b": None}
+    assert best(numbers) == {"peer": "a", "ratio": 1.5}
+    assert best(numbers, "npmeta-sharded") == {"peer": "a", "ratio": 3.0}
+    assert best({"npmeta": 2.0, "npmeta-dense": 0.1}) is None
+    assert best({"npmeta": None, "a": 1.0}) is None
+    assert row_of(peer())["ours"] == "npmeta"
+    assert row_of(peer(), peer("npmeta-sharded"))["ours"] == "npmeta-sharded"
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+needs_proc = pytest.mark.skipif(not memory.measurable(), reason="the system does not tell")
+
+
+@needs_proc
+def test_extra_memory_is_that_of_the_weights_where_they_are_dense():
+    case = Case("dense", (300, 300, 5), 40, 5, 5, 1, "cross_entropy", 0.01)
+    weights = 8 * 40 * 300 * 300
+    # One matrix a task for the weights, one for their gradient, and at most a few in between.
+    measured = memory.extra_memory(OURS["npmeta-dense"], case, "float64", None)
+    assert 2 * weights < measured["extra"] < 8 * weights
+    assert measured["before"] > 0
+    assert measured["planned"] is None
+
+
+def test_memory_of_a_process_that_fails_is_unknown():
+    broken = Peer("no such peer", "npmeta", REFERENCE.prepare)
+    assert memory.extra_memory(broken, CASES["sine-1"], "float32", None) is None
+
+
+# --- the limit ------------------------------------------------------------------------------------
+
+
+def counted(case: Case) -> list[tuple[int, int, float, float]]:
+    """Of each layer: operations dense and factored, counted here and in the library's estimate."""
+    sizes = {"T": case.tasks, "K": case.support_rows, "Q": case.query_rows, "S": case.steps}
+    layers = []
+    for l, (n_in, n_out) in enumerate(itertools.pairwise(case.widths)):
+        costs = [
+            cost(n_in, n_out, **sizes, itemsize=8, first=l == 0, second_order=True).flops
+            for cost in (dense_cost, factored_cost)
+        ]
+        here = [form(n_in, n_out, case, first=l == 0) for form in (limit.dense, limit.factored)]
+        layers.append((*here, *costs))
+    return layers
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fewest_operations_beside_the_librarys_estimate(name):
+    layers = counted(CASES[name])
+    for dense, factored, estimated_dense, estimated_factored in layers:
+        assert dense == estimated_dense
+        # The library makes some Gram matrices twice.
+        assert 0.5 * estimated_factored < factored < estimated_factored
+    assert limit.fewest_flops(CASES[name]) == sum(min(layer[:2]) for layer in layers)
+
+
+def test_operations_of_the_smallest_case_counted_by_hand():
+    # All sizes 1, two layers: every product is one multiplication and one addition.
+    case = Case("smallest", (1, 1, 1), 1, 1, 1, 1, "mse", 0.01)
+    # Forward and gradient of support and query; h V and its gradient.
+    assert limit.dense(1, 1, case, first=True) == 2 * (2 + 2 + 2)
+    # Forward, backward, gradient of both; the differential of each, two parts.
+    assert limit.dense(1, 1, case, first=False) == 2 * (3 + 3 + 6)
+    # x W and the mean, of both; Gram matrices x xᵀ of both, then times δ of support and of query.
+    assert limit.factored(1, 1, case, first=True) == 2 * (2 + 2 + 2 + 2)
+    # With W: four of the support's pass and differential, two of the query's, three rows of the mean.
+    # Thin, on both sides: Gram matrix of query and support; times δ and, in the direction, times δ^Q.
+    assert limit.factored(1, 1, case, first=False) == 2 * (4 + 2 + 3 + 2 * (1 + 1 + 1))
+
+
+def test_rate_of_a_product():
+    assert limit.matrix_product_rate("float32", n=8, seconds=0.0) > 0
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_everybody_trains_and_learns():
+    row = train(Chunks(2, 2), [])
+    assert list(row["entries"]) == ["npmeta"]
+    assert len(row["entries"]["npmeta"]["samples"]) == 2
+    assert row["loss"]["npmeta"] < row["loss"]["before"]
+    assert row["time"] is None
+    shown = {"setting": "one-core", **row}
+    assert problems(shown) == []
+    assert "npmeta" in format_training(shown, 70_000)
+
+
+def test_training_that_learns_nothing_gets_no_time(monkeypatch):
+    def idle(problem, n):
+        return Prepared(lambda: (0.0, 100 * problem.theta), lambda out: out)
+
+    lazy = TRAINERS["npmeta"]._replace(gradient=peer("lazy"), start=idle)
+    monkeypatch.setitem(TRAINERS, "lazy", lazy)
+    row = train(Chunks(1, 1), ["lazy"])
+    assert row["entries"]["lazy"]["status"] == "disagrees"
+    assert row["entries"]["lazy"]["median"] is None
+    (line,) = problems({"setting": "one-core", **row})
+    assert "training one core: lazy disagrees: loss" in line
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_every_trainer_begins_where_the_others_do(name):
+    trainer = TRAINERS[name]
+    if not trainer.gradient.installed:
+        pytest.skip("not installed")
+    problem = make_problem(CASES["sine-1"], "float32")
+    prepared = trainer.start(problem, 1)
+    _, theta = prepared.read(prepared.run())
+    # Adam's first step has the size of the learning rate in every component that has a gradient.
+    moved = np.abs(theta - problem.theta)
+    assert theta.dtype == np.float32
+    # 1e-3 and rounding of theta, which is below 4.
+    assert moved.max() < 1e-3 + 1e-6
+    assert np.median(moved) > 0.9e-3
+
+
+# --- curves and pictures --------------------------------------------------------------------------
+
+
+def test_curves_change_one_size():
+    for name, curve in CURVES.items():
+        values = [point.value for point in curve.points]
+        assert values == sorted(set(values))
+        sizes = [
+            {"tasks": p.case.tasks, "steps": p.case.steps, "width": p.case.widths[1]}.get(name)
+            for p in curve.points
+        ]
+        assert name == "cores" or sizes == values
+
+
+def test_pictures_of_a_table_and_of_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = []
+    for value, seconds in ((1, 0.5), (2, 2.0)):
+        row = {"setting": "one-core", "curve": "steps", "value": value, **row_of(peer("jax"))}
+        for entry in row["entries"].values():
+            entry["median"] = seconds
+        rows.append(row)
+    (ax,) = pictures.curves(rows).axes
+    assert [list(line.get_ydata()) for line in ax.lines] == [[500.0, 2000.0]] * 2
+    assert ax.get_xlabel() == CURVES["steps"].label
+    plain = [{**row, "time": {"peer": "jax", "ratio": 4.0}} for row in rows]
+    figure = pictures.table(plain)
+    (ax,) = figure.axes
+    assert [bar.get_x() + bar.get_width() for bar in ax.patches] == [4.0, 4.0]
+    pictures.draw({"rows": rows, "training": []}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 0
+    with pytest.raises(ValueError, match="no rows"):
+        pictures.draw({"rows": [], "training": []}, tmp_path / "nothing.png")
 
 
 # --- the command ----------------------------------------------------------------------------------
 
 
-def test_list_names_every_case_and_peer():
+def test_list_names_every_case_peer_and_curve():
     done = run("--list")
     assert done.returncode == 0, done.stderr
-    for name in (*CASES, *PEERS):
+    for name in (*CASES, *PEERS, *CURVES):
         assert f"  {name} " in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--case", "sine-2"), ("--peer", "abacus"), ("--repeats", "0")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--case", "sine-2"), ("--peer", "abacus"), ("--repeats", "0"), ("--curves", "depth")],
+)
 def test_the_command_line_knows_its_words(arguments):
     done = run(*arguments)
     assert done.returncode == 2
@@ -249,11 +417,14 @@ def test_a_file_that_cannot_be_written_is_heard_of_first(tmp_path):
 
 def test_a_quick_run_compares_gradients_and_keeps_every_sample(tmp_path):
     file = tmp_path / "quick.json"
-    done = run("--quick", "--case", "sine-1", "--repeats", "2", "--json", str(file))
+    arguments = ["--quick", "--case", "sine-1", "--repeats", "2", "--json", str(file)]
+    for dtype in ("float32", "float64"):
+        arguments += ["--dtype", dtype]
+    done = run(*arguments, "--no-memory")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(file.read_text(encoding="utf-8"))
 
-    assert report["format"] == "npmeta benchmark 1"
+    assert report["format"] == "npmeta benchmark 2"
     assert report["machine"]["cpu"]
     assert report["machine"]["cores"] >= 1
     assert report["versions"]["numpy"] == np.__version__
@@ -273,13 +444,16 @@ def test_a_quick_run_compares_gradients_and_keeps_every_sample(tmp_path):
         for setting in ("one-core", "all-cores")
         for dtype in ("float32", "float64")
     ]
-    assert [(row["case"], row["dtype"], row["setting"]) for row in report["rows"]] == expected
+    assert [(row["case"]["name"], row["dtype"], row["setting"]) for row in report["rows"]] == expected
     for row in report["rows"]:
         assert row["tolerance"] <= {"float32": 1e-3, "float64": 1e-10}[row["dtype"]]
+        one_core = row["setting"] == "one-core"
+        ours = [name for name, form in OURS.items() if not (form.in_workers and one_core)]
         asked_for = [name for name, peer in PEERS.items() if peer.by_default]
-        assert list(row["entries"]) == ["npmeta", *asked_for]
+        assert list(row["entries"]) == [*ours, *asked_for]
+        assert row["limit"] > 0
         for name, entry in row["entries"].items():
-            if name != "npmeta" and not PEERS[name].installed:
+            if not EVERYBODY[name].installed:
                 assert entry["status"] == "not installed"
                 continue
             assert entry["status"] == "ok", entry["note"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.cases import Problem
 
-__all__ = ["PEERS", "REFERENCE", "Peer", "Prepared"]
+__all__ = ["EVERYBODY", "OURS", "PEERS", "REFERENCE", "SHARDED", "Peer", "Prepared", "within"]
 
 
 class Prepared(NamedTuple):
@@ -29,10 +29,16 @@ class Prepared(NamedTuple):
     read : callable
         Takes what ``run`` returned; the loss, and the gradient ``(P,)`` in npmeta's order and in the
         dtype it was computed in.
+    planned : callable, optional
+        The bytes a compiler says it needs for results in between.
+    close : callable, optional
+        Ends what was started, such as worker processes.
     """
 
     run: Callable[[], Any]
     read: Callable[[Any], tuple[float, NDArray[Any]]]
+    planned: Callable[[], int] | None = None
+    close: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,15 @@ class Peer:
     ----------
     name : str
     package : str
-        What has to be installed.
+        What has to be installed: a package, or a module of one.
     prepare : callable
         Everything that need not be done again for every gradient.
     set_threads : callable, optional
         Sets the number of threads, in a library that can change it between calls.
     by_default : bool
         Whether it is measured without being asked for.
+    in_workers : bool
+        Whether it has worker processes, and so nothing to offer on one core.
     """
 
     name: str
@@ -57,36 +65,51 @@ class Peer:
     prepare: Callable[[Problem], Prepared]
     set_threads: Callable[[int], None] | None = None
     by_default: bool = True
+    in_workers: bool = False
 
     @property
     def installed(self) -> bool:
         return find_spec(self.package) is not None
 
 
-def _in(module: str, function: str) -> Callable[[Any], Any]:
-    def call(argument: Any) -> Any:
-        return getattr(import_module(f"benchmarks.peers.{module}"), function)(argument)
+def within(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module here, which is imported when the function is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"benchmarks.peers.{module}"), function)(*arguments)
 
     return call
 
 
 def _torch(name: str, function: str, *, by_default: bool = True) -> Peer:
     module = "torch_peers"
-    return Peer(name, "torch", _in(module, function), _in(module, "set_threads"), by_default)
+    return Peer(name, "torch", within(module, function), within(module, "set_threads"), by_default)
 
 
-#: What all others are compared with.
-REFERENCE = Peer("npmeta", "npmeta", _in("reference", "default"))
+#: npmeta in all its forms. The first is what all others are compared with. It has the say in the
+#: ratio, except where there are shards: on several cores, these are npmeta's own way.
+OURS = {
+    peer.name: peer
+    for peer in (
+        Peer("npmeta", "npmeta", within("reference", "auto")),
+        Peer("npmeta-dense", "npmeta", within("reference", "dense")),
+        Peer("npmeta-factored", "npmeta", within("reference", "factored")),
+        Peer("npmeta-sharded", "npmeta.parallel", within("reference", "sharded"), in_workers=True),
+    )
+}
+REFERENCE, SHARDED = OURS["npmeta"], OURS["npmeta-sharded"]
 
 #: Every peer, by its name, in the order of the table.
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("jax", "jax", _in("jax_peers", "vmapped")),
-        Peer("jax-mixed", "jax", _in("jax_peers", "mixed_mode")),
+        Peer("jax", "jax", within("jax_peers", "vmapped")),
+        Peer("jax-mixed", "jax", within("jax_peers", "mixed_mode")),
         _torch("torch-func", "vmapped"),
         _torch("torch-batched", "task_axis"),
         _torch("torch-loop", "loop"),
         _torch("torch-compile", "compiled", by_default=False),
     )
 }
+
+EVERYBODY = {**OURS, **PEERS}

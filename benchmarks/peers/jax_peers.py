@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.cases import Problem
 from benchmarks.peers import Prepared
 
-__all__ = ["mixed_mode", "vmapped"]
+__all__ = ["flat", "meta_loss", "mixed_mode", "native", "vmapped"]
 
 # Without it JAX makes float32 of float64. Arrays that are float32 stay so.
 jax.config.update("jax_enable_x64", True)
@@ -23,6 +23,11 @@ _TASK_AXES = (None, 0, 0, 0, 0)
 
 def vmapped(problem: Problem) -> Prepared:
     """``jit(value_and_grad(vmap(task)))``: the textbook way."""
+    return _prepared(problem, jax.value_and_grad(meta_loss(problem)))
+
+
+def meta_loss(problem: Problem) -> Callable[..., Any]:
+    """The mean query loss of all tasks, ``(params, *sets)``, by ``vmap``."""
     loss, alpha, S = _loss(problem), problem.case.inner_lr, problem.case.steps
 
     def task(params: Any, support_x: Any, support_y: Any, query_x: Any, query_y: Any) -> Any:
@@ -30,10 +35,7 @@ def vmapped(problem: Problem) -> Prepared:
             params = _less(params, alpha, jax.grad(loss)(params, support_x, support_y))
         return loss(params, query_x, query_y)
 
-    def meta_loss(params: Any, *sets: Any) -> Any:
-        return jax.vmap(task, _TASK_AXES)(params, *sets).mean()
-
-    return _prepared(problem, jax.value_and_grad(meta_loss))
+    return lambda params, *sets: jax.vmap(task, _TASK_AXES)(params, *sets).mean()
 
 
 def mixed_mode(problem: Problem) -> Prepared:
@@ -82,22 +84,34 @@ def _loss(problem: Problem) -> Callable[[Any, Any, Any], Any]:
     return {"mse": mse, "cross_entropy": cross_entropy}[problem.case.loss]
 
 
-def _prepared(problem: Problem, function: Callable[..., Any]) -> Prepared:
-    """``function(params, *sets) -> (loss, gradient)``, compiled and on JAX's own arrays."""
+def native(problem: Problem) -> tuple[Any, list[Any]]:
+    """Parameters and sets in JAX's own arrays, labels as one-hot rows."""
     tasks, n_out = problem.tasks, problem.case.widths[-1]
 
     def targets(y: NDArray[Any]) -> NDArray[Any]:
         return np.eye(n_out, dtype=problem.theta.dtype)[y] if y.dtype.kind == "i" else y
 
     params = [(jnp.array(W), jnp.array(b)) for W, b in problem.model.unpack(problem.theta)]
-    sets = [
-        jnp.array(array)
-        for array in (tasks.support_x, targets(tasks.support_y), tasks.query_x, targets(tasks.query_y))
-    ]
+    sets = (tasks.support_x, targets(tasks.support_y), tasks.query_x, targets(tasks.query_y))
+    return params, [jnp.array(array) for array in sets]
+
+
+def flat(params: Any) -> NDArray[Any]:
+    """Parameters, or a gradient, in npmeta's order."""
+    return np.concatenate([np.ravel(leaf) for layer in params for leaf in layer])
+
+
+def _prepared(problem: Problem, function: Callable[..., Any]) -> Prepared:
+    """``function(params, *sets) -> (loss, gradient)``, compiled."""
+    params, sets = native(problem)
     compiled = jax.jit(function)
 
-    def read(out: Any) -> tuple[float, NDArray[Any]]:
-        value, gradient = out
-        return float(value), np.concatenate([np.ravel(leaf) for layer in gradient for leaf in layer])
+    def planned() -> int:
+        analysis = compiled.lower(params, *sets).compile().memory_analysis()
+        return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
 
-    return Prepared(lambda: jax.block_until_ready(compiled(params, *sets)), read)
+    return Prepared(
+        lambda: jax.block_until_ready(compiled(params, *sets)),
+        lambda out: (float(out[0]), flat(out[1])),
+        planned,
+    )

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import npmeta as nm
 from benchmarks.cases import Problem
 from benchmarks.peers import Prepared
+from benchmarks.settings import available_cores
 
-__all__ = ["default"]
+__all__ = ["auto", "dense", "factored", "maml", "sharded"]
 
 
-def default(problem: Problem) -> Prepared:
-    """:meth:`npmeta.MAML.meta_gradient`, its checks of the arguments included."""
+def maml(problem: Problem, weights: str = "auto") -> nm.MAML:
+    """The algorithm of a case."""
     case = problem.case
-    maml = nm.MAML(problem.model, loss=case.loss, inner_lr=case.inner_lr, inner_steps=case.steps)
+    return nm.MAML(
+        problem.model,
+        loss=case.loss,
+        inner_lr=case.inner_lr,
+        inner_steps=case.steps,
+        weights=weights,
+    )
+
+
+def _in_form(weights: str) -> Callable[[Problem], Prepared]:
+    def prepare(problem: Problem) -> Prepared:
+        """:meth:`npmeta.MAML.meta_gradient`, its checks of the arguments included."""
+        algorithm = maml(problem, weights)
+        return Prepared(
+            lambda: algorithm.meta_gradient(problem.theta, problem.tasks),
+            lambda out: (out.loss, out.grad),
+        )
+
+    return prepare
+
+
+auto, dense, factored = map(_in_form, ("auto", "dense", "factored"))
+
+
+def sharded(problem: Problem) -> Prepared:
+    """Shards of tasks in worker processes, or in this one: npmeta times both and decides."""
+    from npmeta.parallel import TRIALS, Sharded
+
+    algorithm = Sharded(maml(problem), workers=len(available_cores()))
+    for _ in range(1 + TRIALS):
+        algorithm.meta_gradient(problem.theta, problem.tasks)
     return Prepared(
-        lambda: maml.meta_gradient(problem.theta, problem.tasks), lambda out: (out.loss, out.grad)
+        lambda: algorithm.meta_gradient(problem.theta, problem.tasks),
+        lambda out: (out.loss, out.grad),
+        close=algorithm.close,
     )

@@ -17,7 +17,7 @@ from torch.func import grad, grad_and_value, vmap
 from benchmarks.cases import Problem
 from benchmarks.peers import Prepared
 
-__all__ = ["compiled", "loop", "set_threads", "task_axis", "vmapped"]
+__all__ = ["compiled", "loop", "set_threads", "task_axis", "training", "vmapped"]
 
 Tensors = Sequence[torch.Tensor]
 
@@ -60,8 +60,38 @@ def compiled(problem: Problem) -> Prepared:
 
 def task_axis(problem: Problem) -> Prepared:
     """A leading task axis in every tensor, and one graph of autograd for all tasks."""
-    params, (support_x, support_y, query_x, query_y) = _tensors(problem)
+    params, sets = _tensors(problem)
     params = [p.requires_grad_() for p in params]
+    meta_loss = _task_axis(problem)
+
+    def run() -> tuple[Tensors, torch.Tensor]:
+        value = meta_loss(params, *sets)
+        return torch.autograd.grad(value, params), value.detach()
+
+    return Prepared(run, _read)
+
+
+def training(problem: Problem, n: int) -> Prepared:
+    """The run of :mod:`benchmarks.training` with the gradient of :func:`task_axis`, n steps a call."""
+    from benchmarks.training import OUTER_LR, draw
+
+    params = [p.requires_grad_() for p in _tensors(problem).params]
+    meta_loss, rng = _task_axis(problem), np.random.default_rng(0)
+    adam = torch.optim.Adam(params, lr=OUTER_LR, foreach=True)
+
+    def run() -> torch.Tensor:
+        for _ in range(n):
+            value = meta_loss(params, *map(torch.from_numpy, draw(rng)))
+            for p, g in zip(params, torch.autograd.grad(value, params), strict=True):
+                p.grad = g
+            adam.step()
+        return value.detach()
+
+    return Prepared(run, lambda value: _read(([p.detach() for p in params], value)))
+
+
+def _task_axis(problem: Problem) -> Callable[..., torch.Tensor]:
+    """The mean query loss of all tasks, ``(params, *sets)``."""
     loss_of, alpha, T = _LOSSES[problem.case.loss], problem.case.inner_lr, problem.case.tasks
 
     def mean_loss(phi: Tensors, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -70,16 +100,16 @@ def task_axis(problem: Problem) -> Prepared:
         W, b = _layers(phi)[-1]
         return loss_of(torch.baddbmm(b, x, W).flatten(0, 1), y.flatten(0, 1))
 
-    def run() -> tuple[Tensors, torch.Tensor]:
+    def meta_loss(params: Tensors, *sets: torch.Tensor) -> torch.Tensor:
+        support_x, support_y, query_x, query_y = sets
         phi: Tensors = [p.reshape(-1, p.shape[-1]).expand(T, -1, -1) for p in params]
         for _ in range(problem.case.steps):
             # The gradient of a sum over tasks, for each task to see its own.
             total = T * mean_loss(phi, support_x, support_y)
             phi = _less(phi, alpha, torch.autograd.grad(total, phi, create_graph=True))
-        value = mean_loss(phi, query_x, query_y)
-        return torch.autograd.grad(value, params), value.detach()
+        return mean_loss(phi, query_x, query_y)
 
-    return Prepared(run, _read)
+    return meta_loss
 
 
 def loop(problem: Problem) -> Prepared:
