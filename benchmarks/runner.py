@@ -41,10 +41,11 @@ __all__ = [
 #: Largest relative difference of loss and gradient from npmeta's (of the gradient, ‖g − g'‖ / ‖g'‖).
 #:
 #: In float64 two correct programs differ by 1e-16 to 1e-14 on these cases. In float32 rounding alone
-#: makes up to 1e-5 of it over five inner steps; and of the million pre-activations of a case some lie
-#: within rounding of zero, where two programs may see a ReLU on different sides: one such unit was
-#: seen to move a gradient by 1e-4. First-order gradients are off by 0.3 to 1.2.
-TOLERANCE = {"float64": 1e-10, "float32": 1e-3}
+#: makes up to 1e-5 of it over five inner steps; and of the millions of pre-activations of a case some
+#: lie within rounding of zero, where two programs may see a ReLU on different sides: one such unit was
+#: seen to move a gradient by 5e-3 (wide, where other seeds had all within 4e-7). First-order gradients
+#: are off by 0.3 to 1.2.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-2}
 
 
 class Plan(NamedTuple):

@@ -166,8 +166,8 @@ def test_a_wrong_gradient_gets_no_time(mistake):
 
 
 def test_float32_allows_for_rounding_and_for_little_more():
-    assert row_of(peer(grad=lambda g: g * (1 + 2**-13)), dtype="float32")["time"]["peer"] == "peer"
-    for wrong in (peer(grad=lambda g: g * (1 + 2**-9)), Peer("peer", "npmeta", first_order)):
+    assert row_of(peer(grad=lambda g: g * (1 + 2**-10)), dtype="float32")["time"]["peer"] == "peer"
+    for wrong in (peer(grad=lambda g: g * (1 + 2**-6)), Peer("peer", "npmeta", first_order)):
         assert row_of(wrong, dtype="float32")["entries"]["peer"]["status"] == "disagrees"
 
 
@@ -288,8 +288,8 @@ def test_fewest_operations_beside_the_librarys_estimate(name):
     layers = counted(CASES[name])
     for dense, factored, estimated_dense, estimated_factored in layers:
         assert dense == estimated_dense
-        # The library makes some Gram matrices twice.
-        assert 0.5 * estimated_factored < factored < estimated_factored
+        # The estimate has some Gram matrices twice.
+        assert 0.5 * estimated_factored < factored <= estimated_factored
     assert limit.fewest_flops(CASES[name]) == sum(min(layer[:2]) for layer in layers)
 
 
@@ -377,7 +377,9 @@ def test_pictures_of_a_table_and_of_curves(tmp_path):
             entry["median"] = seconds
         rows.append(row)
     (ax,) = pictures.curves(rows).axes
-    assert [list(line.get_ydata()) for line in ax.lines] == [[500.0, 2000.0]] * 2
+    drawn = {line.get_label(): [float(y) for y in line.get_ydata()] for line in ax.lines}
+    assert drawn.pop("in proportion") == [500.0, 1000.0]
+    assert drawn == {"npmeta": [500.0, 2000.0], "jax": [500.0, 2000.0]}
     assert ax.get_xlabel() == CURVES["steps"].label
     plain = [{**row, "time": {"peer": "jax", "ratio": 4.0}} for row in rows]
     figure = pictures.table(plain)
@@ -446,7 +448,7 @@ def test_a_quick_run_compares_gradients_and_keeps_every_sample(tmp_path):
     ]
     assert [(row["case"]["name"], row["dtype"], row["setting"]) for row in report["rows"]] == expected
     for row in report["rows"]:
-        assert row["tolerance"] <= {"float32": 1e-3, "float64": 1e-10}[row["dtype"]]
+        assert row["tolerance"] <= {"float32": 1e-2, "float64": 1e-10}[row["dtype"]]
         one_core = row["setting"] == "one-core"
         ours = [name for name, form in OURS.items() if not (form.in_workers and one_core)]
         asked_for = [name for name, peer in PEERS.items() if peer.by_default]
