@@ -10,9 +10,10 @@ An allocator that keeps what was freed would hide the second call's memory behin
 one that splits it into pieces adds to it: by default glibc's makes 130 to 360 MiB of the same call of
 PyTorch, from process to process. So these processes have it return every array at once
 (``MALLOC_MMAP_THRESHOLD_``), and numbers repeat within a percent. What they say is how much is in use
-at the same time. Below a few megabytes, where arrays are smaller than the threshold, read "little".
+at the same time. Below a megabyte read "little".
 
-The memory of worker processes is added up as if all had their highest at the same moment.
+The memory of worker processes is added up as if all had their highest at the same moment. Left to
+itself npmeta tells its workers to keep what they had; here they are told what the others are told.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ __all__ = ["Memory", "extra_memory", "measurable"]
 
 _PROCESS = Path("/proc/self")
 
-#: The defaults of glibc; what is set does not grow by itself.
-_KEEP_NOTHING = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+#: Below the size of the smallest case's arrays, 40 KB; and what is set does not grow by itself.
+_KEEP_NOTHING = {"MALLOC_TRIM_THRESHOLD_": "16384", "MALLOC_MMAP_THRESHOLD_": "16384"}
 
 
 class Memory(TypedDict):
@@ -78,6 +79,10 @@ def main() -> None:
     """Do what the request on standard input says."""
     request = json.load(sys.stdin)
     peer = EVERYBODY[request["peer"]]
+    if peer.in_workers:
+        from npmeta import crew
+
+        crew.ENVIRONMENT.update(_KEEP_NOTHING)
     if peer.set_threads is not None and request["threads"] is not None:
         peer.set_threads(request["threads"])
     prepared = peer.prepare(make_problem(Case.from_json(request["case"]), request["dtype"]))

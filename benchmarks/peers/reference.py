@@ -41,10 +41,10 @@ auto, dense, factored = map(_in_form, ("auto", "dense", "factored"))
 
 def sharded(problem: Problem) -> Prepared:
     """Shards of tasks in worker processes, or in this one: npmeta times both and decides."""
-    from npmeta.parallel import TRIALS, Sharded
+    from npmeta.parallel import Sharded
 
     algorithm = Sharded(maml(problem), workers=len(available_cores()))
-    for _ in range(1 + TRIALS):
+    for _ in range(12):  # after some ten calls it has decided
         algorithm.meta_gradient(problem.theta, problem.tasks)
     return Prepared(
         lambda: algorithm.meta_gradient(problem.theta, problem.tasks),
