@@ -1,0 +1,176 @@
+"""What a meta-loss depends on, as plain arrays of any precision, and the loss itself by its definition.
+
+The oracles stand on this. It asks an objective for values and gradients alone, and takes the inner loop
+from the formula, not from :mod:`npmeta.adaptation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from npmeta._validation import Array, as_parameters
+from npmeta.adaptation import _grid
+from npmeta.algorithms import MAML
+from npmeta.algorithms.base import MetaParameters, named
+from npmeta.objective import Batch, Objective, Risk
+from npmeta.tasks import TaskBatch
+from npmeta.weights import Dense
+
+__all__ = ["Given", "layers", "value_and_gradient"]
+
+#: Inputs are moved by up to so many roundings to see what rounding does to a result.
+ROUNDINGS = 8
+
+#: Numbers that the parameters of one stack of tasks may be: 64 MiB if complex.
+STACK = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """All that a meta-loss depends on.
+
+    Attributes
+    ----------
+    objective : Objective
+    theta : ndarray, (P,)
+    alpha : ndarray, (n,)
+        The step sizes in a row; ``alpha_shape`` is what they came in.
+    owner : ndarray, (S, P)
+        Which of them each step and parameter takes.
+    support, query : Batch
+    decay : float
+    first_order : bool
+    """
+
+    objective: Objective
+    theta: Array
+    alpha: Array
+    alpha_shape: tuple[int, ...]
+    owner: Array
+    support: Batch
+    query: Batch
+    decay: float
+    first_order: bool
+
+    @staticmethod
+    def of(maml: MAML, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> Given:
+        """Data and step sizes rounded to the dtype of theta, as MAML rounds them."""
+        objective, S = maml.objective, maml.inner_steps
+        theta = as_parameters(named(params)["theta"], objective.n_params)
+        if theta.ndim != 1 or theta.dtype.kind != "f":
+            raise ValueError(
+                f"theta must be real with shape ({objective.n_params},), got {theta.dtype} with shape "
+                f"{theta.shape}"
+            )
+        alpha = np.asarray(named(params).get("inner_lr", maml.inner_lr))
+        sizes = objective.block_sizes
+        rows, columns = _grid(alpha.shape, S, len(sizes), objective.n_params)
+        owner = np.arange(rows * columns).reshape(rows, columns)
+        if columns == len(sizes):
+            owner = np.repeat(owner, sizes, axis=1)
+        return Given(
+            objective,
+            theta,
+            alpha.reshape(-1).astype(theta.dtype),
+            alpha.shape,
+            np.broadcast_to(owner[:S] if rows > 1 else owner, (S, objective.n_params)),
+            objective.prepare(tasks.support_x, tasks.support_y, theta.dtype, "support_"),
+            objective.prepare(tasks.query_x, tasks.query_y, theta.dtype, "query_"),
+            maml.inner_weight_decay,
+            maml.first_order,
+        )
+
+    def cast(self, dtype: DTypeLike) -> Given:
+        """The same numbers in another precision."""
+
+        def to(values: Array) -> Array:
+            return values.astype(dtype) if values.dtype.kind == "f" else values
+
+        return replace(
+            self,
+            theta=to(self.theta),
+            alpha=to(self.alpha),
+            support=(to(self.support[0]), to(self.support[1])),
+            query=(to(self.query[0]), to(self.query[1])),
+        )
+
+    def moved(self, rng: np.random.Generator, dtype: DTypeLike) -> Given:
+        """θ, α and inputs moved by up to ROUNDINGS roundings, in that precision.
+
+        A weight moves by a share of the largest in its block: biases that are zero move too, since
+        what they are added to is rounded.
+        """
+        eps = ROUNDINGS * float(np.finfo(dtype).eps)
+
+        def relative(values: Array) -> Array:
+            if values.dtype.kind != "f":
+                return values
+            return values * (1 + eps * rng.uniform(-1, 1, size=values.shape))
+
+        given = self.cast(np.float64)
+        blocks = np.split(given.theta, np.cumsum(self.objective.block_sizes)[:-1])
+        size = np.concatenate([np.full(block.shape, np.sqrt(np.mean(block**2))) for block in blocks])
+        return replace(
+            given,
+            theta=given.theta + eps * size * rng.uniform(-1, 1, size=size.shape),
+            alpha=relative(given.alpha),
+            support=(relative(given.support[0]), given.support[1]),
+            query=(relative(given.query[0]), given.query[1]),
+        ).cast(dtype)
+
+    def passes(self, theta: Array, alpha: Array | None = None) -> Iterator[tuple[Array, Batch]]:
+        """φ_0..φ_{S-1} with the support set and φ_S with the query set, from any real or complex
+        theta ``(P,)`` or ``(T, P)``."""
+        alpha = self.alpha if alpha is None else alpha
+        phi = np.broadcast_to(theta, (len(self.support[0]), theta.shape[-1]))
+        for owner in self.owner:
+            yield phi, self.support
+            _, gradient = value_and_gradient(self.objective, phi, self.support)
+            phi = phi - alpha[..., owner] * (gradient + self.decay * phi)
+        yield phi, self.query
+
+    def meta_losses(self, theta: Array, alpha: Array) -> Array:
+        """The meta-loss at D points ``theta (D, P)``, ``alpha (D, n)``, all as one stack of tasks."""
+        D, T = len(theta), len(self.support[0])
+
+        def tiled(batch: Batch) -> Batch:
+            x, y = (np.tile(part, (D, *[1] * (part.ndim - 1))) for part in batch)
+            return x, y
+
+        stacked = replace(self, support=tiled(self.support), query=tiled(self.query))
+        points = stacked.passes(np.repeat(theta, T, axis=0), np.repeat(alpha, T, axis=0))
+        *_, (phi, query) = points
+        value, _ = value_and_gradient(self.objective, phi, query)
+        losses: Array = value.reshape(D, T).mean(1)
+        return losses
+
+    def in_stacks(self, rows: Array) -> Iterator[tuple[int, Array]]:
+        """Rows, each of which stands for a point, in stacks that fit into memory."""
+        at_once = max(1, STACK // (self.theta.size * len(self.support[0])))
+        for start in range(0, len(rows), at_once):
+            yield start, rows[start : start + at_once]
+
+
+def layers(risk: Risk, phi: Array) -> list[Dense]:
+    """The layers of ``phi (T, P)`` in any dtype; MLP.layers takes no extended precision."""
+    model = risk.model
+    blocks = np.split(phi, np.cumsum(model.layer_sizes)[:-1], axis=-1)
+    return [
+        Dense(block[:, : n_in * n_out].reshape(-1, n_in, n_out), block[:, n_in * n_out :])
+        for block, (n_in, n_out) in zip(blocks, pairwise(model.widths), strict=True)
+    ]
+
+
+def value_and_gradient(objective: Objective, phi: Array, batch: Batch) -> tuple[Array, Array]:
+    """Value ``(T,)`` and gradient ``(T, P)``: all that an oracle asks of an objective."""
+    try:
+        point = layers(objective, phi) if isinstance(objective, Risk) else objective.hold(phi)
+        lin = objective.at(point, batch)
+    except TypeError as error:
+        raise ValueError(f"{objective!r} cannot be computed in {phi.dtype}: {error}") from error
+    return lin.value, lin.grad
