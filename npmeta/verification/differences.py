@@ -15,7 +15,7 @@ import numpy as np
 
 from npmeta._validation import Array
 
-__all__ = ["Difference", "differentiate"]
+__all__ = ["Difference", "differentiate", "roughness"]
 
 #: Steps, each half of the one before, and how often differences are extrapolated.
 LEVELS, ORDERS = 18, 5
@@ -25,6 +25,11 @@ FIRST_STEP = 0.1
 
 #: Points beside t = 0 that show how rough a function is, and their distance in roundings.
 PROBES, SPACING = 8, 32
+
+
+# Projects values at equidistant points on what no cubic has.
+_POWERS = np.linalg.qr(np.vander(np.linspace(-1, 1, PROBES), 4))[0]
+_OFF_CUBIC = np.eye(PROBES) - _POWERS @ _POWERS.T
 
 
 class Difference(NamedTuple):
@@ -49,7 +54,10 @@ class Difference(NamedTuple):
 
 
 def differentiate(
-    f: Callable[[Array], Array], scale: Array, reach: Array | float = np.inf
+    f: Callable[[Array], Array],
+    scale: Array,
+    reach: Array | float = np.inf,
+    eps: float | None = None,
 ) -> Difference:
     """df/dt at t = 0, entry by entry.
 
@@ -62,20 +70,15 @@ def differentiate(
         f(t) is F(x + tv) with a v of length 1.
     reach : array_like
         Where the nearest kink is, if that is known: no step is longer than half of it.
+    eps : float, optional
+        The rounding unit of f. By default that of ``scale``'s dtype.
     """
-    eps = np.finfo(scale.dtype).eps
+    eps = float(np.finfo(scale.dtype).eps) if eps is None else eps
     h = np.minimum(FIRST_STEP * scale, np.asarray(reach, dtype=scale.dtype) / 2)
     steps = [h / 2**k for k in range(LEVELS)]
     ahead, behind = [f(h_k) for h_k in steps], [f(-h_k) for h_k in steps]
     here = f(np.zeros_like(scale))
-
-    # Rounding, of f and of the points it is evaluated at: what is left of its values at points next to
-    # each other when a straight line has been taken off.
-    probes = np.array([f(j * SPACING * eps * scale) for j in range(1, PROBES + 1)])
-    j = np.arange(PROBES, dtype=scale.dtype).reshape(-1, *[1] * scale.ndim) - (PROBES - 1) / 2
-    residual = probes - probes.mean(0) - j * (j * probes).sum(0) / (j * j).sum()
-    noise = 2 * np.maximum(np.abs(residual).max(0), eps * np.abs(here))
-
+    noise = roughness(f, scale, here, eps)
     rounding = [noise / h_k for h_k in steps]
     central = [(a - b) / (2 * h_k) for a, b, h_k in zip(ahead, behind, steps, strict=True)]
     right = [(a - here) / h_k for a, h_k in zip(ahead, steps, strict=True)]
@@ -84,6 +87,24 @@ def differentiate(
     right_value, right_error = _extrapolated(right, rounding, 2)
     left_value, left_error = _extrapolated(left, rounding, 2)
     return Difference(value, error, left_value, right_value, left_error + right_error)
+
+
+def roughness(f: Callable[[Array], Array], scale: Array, here: Array, eps: float) -> Array:
+    """How far values of f are off its smooth course, by rounding of f and of where it is evaluated.
+
+    That is what a cubic leaves of values at points close together. If all of them are the same, f may
+    round more coarsely than ``eps``, and points as for float32 are looked at; if f is a constant there
+    too, nothing is rough.
+    """
+    noise = np.zeros_like(here)
+    still = np.ones(here.shape, dtype=bool)
+    for unit in (eps, max(eps, float(np.finfo(np.float32).eps))):
+        moved = np.array([f(j * SPACING * unit * scale) - here for j in range(1, PROBES + 1)])
+        residual = np.abs(np.tensordot(_OFF_CUBIC, moved, 1)).max(0)
+        moves = still & (moved != 0).any(0)
+        noise = np.where(moves, 3 * np.maximum(residual, eps * np.abs(here)), noise)
+        still = still & ~moves
+    return noise
 
 
 def _extrapolated(

@@ -100,10 +100,11 @@ class Given:
         )
 
     def moved(self, rng: np.random.Generator, dtype: DTypeLike) -> Given:
-        """θ, α and inputs moved by up to ROUNDINGS roundings, in that precision.
+        """θ, α and inputs moved by up to ROUNDINGS roundings, in that precision, and tasks and rows
+        in another order.
 
-        A weight moves by a share of the largest in its block: biases that are zero move too, since
-        what they are added to is rounded.
+        Weights move by a share of the typical one in their layer: biases that are zero move too,
+        since what they are added to is rounded. The order is that of sums, where equal terms cancel.
         """
         eps = ROUNDINGS * float(np.finfo(dtype).eps)
 
@@ -112,15 +113,23 @@ class Given:
                 return values
             return values * (1 + eps * rng.uniform(-1, 1, size=values.shape))
 
+        def shuffled(batch: Batch) -> Batch:
+            x, y = batch[0][order], batch[1][order]
+            if isinstance(self.objective, Risk):  # others' rows may have a meaning in their order
+                rows = rng.permutation(x.shape[1])
+                x, y = x[:, rows], y[:, rows]
+            return relative(x), y
+
         given = self.cast(np.float64)
+        order = rng.permutation(len(given.support[0]))
         blocks = np.split(given.theta, np.cumsum(self.objective.block_sizes)[:-1])
         size = np.concatenate([np.full(block.shape, np.sqrt(np.mean(block**2))) for block in blocks])
         return replace(
             given,
             theta=given.theta + eps * size * rng.uniform(-1, 1, size=size.shape),
             alpha=relative(given.alpha),
-            support=(relative(given.support[0]), given.support[1]),
-            query=(relative(given.query[0]), given.query[1]),
+            support=shuffled(given.support),
+            query=shuffled(given.query),
         ).cast(dtype)
 
     def passes(self, theta: Array, alpha: Array | None = None) -> Iterator[tuple[Array, Batch]]:

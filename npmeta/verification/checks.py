@@ -1,0 +1,354 @@
+"""Checks of any Python function that returns a value and a gradient: yours, or a framework's.
+
+Each returns a :class:`~npmeta.verification.reports.Report`. Parameters ``x`` may be an array, a list of
+arrays or a mapping of names to arrays; the gradient has the same structure, and every array is a block
+with a verdict of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from npmeta._validation import Array
+from npmeta.verification.callables import Function
+from npmeta.verification.differences import Difference, differentiate, roughness
+from npmeta.verification.reports import Finding, Report, Verdict, judge
+
+__all__ = ["check_batched", "check_deterministic", "check_gradient", "check_hvp", "check_taylor"]
+
+#: The bar is so many times the error a difference estimates of itself, and so many times what a few
+#: roundings of x do to what is checked.
+SAFETY_OF_DIFFERENCES, SAFETY = 10, 4
+
+#: Random directions for each block, beside that of its gradient.
+DIRECTIONS = 3
+
+ValueAndGradient = Callable[[Any], tuple[Any, Any]]
+
+
+def check_gradient(
+    function: ValueAndGradient, x: Any, *, precision: DTypeLike | None = None, seed: int = 0
+) -> Report:
+    """Is the gradient that of the value? By extrapolated differences along directions in each block.
+
+    Parameters
+    ----------
+    function : callable
+        ``x -> (value, gradient)``.
+    x : array_like, mapping or list of array_like
+        Where. float32 parameters are passed as such, and differences of float32 values see no more
+        than three or four digits.
+    precision : {float64, float32}, optional
+        What the function computes in, if its gradient's dtype does not say so.
+    seed : int
+        Of the directions.
+
+    Returns
+    -------
+    Report
+        Errors are those of directional derivatives, of the worst direction in each block.
+
+    Raises
+    ------
+    ValueError
+        If x is not finite, or the gradient has other shapes than x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npmeta.verification import check_gradient
+    >>> report = check_gradient(lambda x: (np.sin(x).sum(), np.cos(x)), np.arange(4.0))
+    >>> report.passed
+    True
+    """
+    f = Function(function, x, precision)
+    rng, size = np.random.default_rng(seed), f.layout.sizes()
+    owners, directions = [], []
+    for name, at in f.layout.blocks.items():
+        for v in _directions(f.gradient[at], rng):
+            owners.append(name)
+            directions.append(np.zeros_like(f.gradient))
+            directions[-1][at] = v
+    V = np.array(directions)
+    scale = np.array([(size * np.abs(v)).max() / np.abs(v).max() for v in V])
+
+    def along(t: Array) -> Array:
+        return np.array([f(f.layout.vector + t_i * v)[0] for t_i, v in zip(t, V, strict=True)])
+
+    with np.errstate(all="ignore"):
+        found = differentiate(along, scale, eps=f.eps)
+    claimed, spread = V @ f.gradient, f.spread(lambda point: f(point)[1])
+    # Entries of a gradient are rounded independently of each other.
+    rounding = np.sqrt(V**2 @ (spread + f.eps * np.abs(f.gradient)) ** 2)
+    bar, kinked = _bar(found, SAFETY * rounding)
+    error, largest = np.abs(found.value - claimed), np.maximum(np.abs(found.value), np.abs(claimed))
+
+    findings = []
+    for name in f.layout.blocks:
+        mine = [i for i, owner in enumerate(owners) if owner == name]
+        i = max(mine, key=lambda i: _excess(float(error[i]), float(bar[i])))
+        why = _why(bool(kinked[i]), f)
+        zero = np.sqrt(f.eps) * largest.max()
+        findings.append(judge(name, error[i], bar[i], largest[mine].max(), why_wide=why, zero=zero))
+    return Report(f"gradient against differences of the value, {f.dtype}", tuple(findings))
+
+
+def check_hvp(
+    function: ValueAndGradient,
+    hvp: Callable[[Any, Any], Any],
+    x: Any,
+    *,
+    precision: DTypeLike | None = None,
+    seed: int = 0,
+) -> Report:
+    """Are Hessian products those of the gradient? Differences, symmetry and linearity.
+
+    Parameters
+    ----------
+    function : callable
+        ``x -> (value, gradient)``.
+    hvp : callable
+        ``(x, v) -> H v``, with v and the product in the structure of x.
+    x, precision, seed
+        As in :func:`check_gradient`.
+
+    Returns
+    -------
+    Report
+        A finding for each block of H v; "symmetry", ⟨u, Hv⟩ = ⟨v, Hu⟩; and "linearity",
+        H(2u − 3v) = 2Hu − 3Hv.
+    """
+    f = Function(function, x, precision)
+    size = f.layout.sizes()
+    u, v = size * np.random.default_rng(seed).normal(size=(2, size.size))
+
+    def product(direction: Array, point: Array = f.layout.vector) -> Array:
+        built = f.layout.build(point), f.layout.build(direction)
+        return f.layout.flat(hvp(*built), "the product")
+
+    def along(t: Array) -> Array:
+        return f(f.layout.vector + t.flat[0] * v)[1]
+
+    Hu, Hv = product(u), product(v)
+    with np.errstate(all="ignore"):
+        # v has the size of x, so that t has that of 1.
+        found = differentiate(along, np.ones_like(v), eps=f.eps)
+    spread = f.spread(lambda point: product(v, point)) + f.eps * np.abs(Hv)
+    bar, kinked = _bar(found, SAFETY * spread)
+    whole = float(np.linalg.norm(Hv))
+    findings = [
+        judge(
+            name,
+            float(np.linalg.norm((found.value - Hv)[at])),
+            float(np.linalg.norm(bar[at])),
+            max(float(np.linalg.norm(Hv[at])), float(np.linalg.norm(found.value[at]))),
+            why_wide=_why(bool(kinked[at].any()), f),
+            zero=np.sqrt(f.eps) * whole,
+        )
+        for name, at in f.layout.blocks.items()
+    ]
+    noise_u = f.spread(lambda point: product(u, point)) + f.eps * np.abs(Hu)
+    crossed = float(
+        np.linalg.norm(u) * np.linalg.norm(spread) + np.linalg.norm(v) * np.linalg.norm(noise_u)
+    )
+    symmetry = abs(float(u @ Hv - v @ Hu))
+    sizes = float(np.linalg.norm(u) * np.linalg.norm(Hv))
+    findings.append(judge("symmetry", symmetry, SAFETY * crossed, sizes, why_wide=_why(False, f)))
+    combined = product(2 * u - 3 * v) - (2 * Hu - 3 * Hv)
+    noise = 2 * noise_u + 3 * spread
+    findings.append(
+        judge(
+            "linearity",
+            float(np.linalg.norm(combined)),
+            SAFETY * float(np.linalg.norm(noise)),
+            float(np.linalg.norm(2 * Hu - 3 * Hv)),
+            why_wide=_why(False, f),
+        )
+    )
+    return Report(f"Hessian products against differences of the gradient, {f.dtype}", tuple(findings))
+
+
+#: Steps of :func:`check_taylor`, each half of the one before, and how many a slope is fitted to.
+TAYLOR_LEVELS, TAYLOR_WINDOW = 26, 6
+
+
+def check_taylor(
+    function: ValueAndGradient,
+    x: Any,
+    hvp: Callable[[Any, Any], Any] | None = None,
+    *,
+    precision: DTypeLike | None = None,
+    seed: int = 0,
+) -> Report:
+    r"""Does what Taylor's polynomial leaves shrink as it must?
+
+    Along a random direction v, :math:`|f(x + hv) - f(x) - h \langle g, v \rangle|` falls as h², and as
+    h³ when :math:`\tfrac12 h^2 \langle v, Hv \rangle` is taken off too. A wrong gradient leaves a
+    remainder of slope 1 on logarithmic axes, a wrong Hessian product one of slope 2.
+
+    Parameters
+    ----------
+    function, x, precision, seed
+        As in :func:`check_gradient`.
+    hvp : callable, optional
+        ``(x, v) -> H v``.
+
+    Returns
+    -------
+    Report
+        ``.numbers`` has the slopes, fitted to the smallest steps that are clear of rounding;
+        ``.curves`` has "h" and the remainders of orders "0", "1" and, with ``hvp``, "2".
+    """
+    f = Function(function, x, precision)
+    v = f.layout.sizes() * np.random.default_rng(seed).normal(size=f.gradient.size)
+    v /= np.sqrt(np.mean((v / f.layout.sizes()) ** 2))  # t = 1 is a step of the size of x
+    h = 0.5 ** np.arange(1, TAYLOR_LEVELS + 1)
+
+    def values(t: Array) -> Array:
+        return np.array([f(f.layout.vector + t_i * v)[0] for t_i in np.atleast_1d(t)])
+
+    with np.errstate(all="ignore"):
+        away = np.array([values(h), values(-h)]) - f.value
+        noise = float(roughness(values, np.ones(1), np.array([f.value]), f.eps)[0])
+        slope_1 = differentiate(values, np.ones(1), eps=f.eps)
+    sides, first = np.array([[1.0], [-1.0]]), float(f.gradient @ v)
+    curves = {"h": h, "0": np.abs(away).min(0)}
+    # Of the two sides the smaller remainder: a kink is on one side, a wrong gradient on both.
+    curves["1"] = np.abs(away - sides * h * first).min(0)
+    checks = [("gradient", curves["1"], 2, slope_1, first)]
+    if hvp is not None:
+        Hv = f.layout.flat(hvp(f.layout.build(f.layout.vector), f.layout.build(v)), "the product")
+        second = float(v @ Hv)
+        curves["2"] = np.abs(away - sides * h * first - h * h * second / 2).min(0)
+
+        def slopes(t: Array) -> Array:
+            return np.array([f(f.layout.vector + t_i * v)[1] @ v for t_i in t])
+
+        with np.errstate(all="ignore"):
+            checks.append(
+                ("product", curves["2"], 3, differentiate(slopes, np.ones(1), eps=f.eps), second)
+            )
+    findings = []
+    numbers = {}
+    for name, remainder, order, found, claimed in checks:
+        slope = _slope(h, remainder, noise)
+        numbers[f"slope of order {order - 1}"] = slope
+        findings.append(_of_slope(name, slope, order, found, claimed, f))
+    return Report(f"remainder of Taylor's polynomial, {f.dtype}", tuple(findings), numbers, curves)
+
+
+def check_deterministic(function: ValueAndGradient, x: Any, *, times: int = 3) -> Report:
+    """Does the same x give the same value and gradient, to the last bit?"""
+    f = Function(function, x, None)
+    again = [f(f.layout.vector) for _ in range(times - 1)]
+    value_off = max(abs(value - f.value) for value, _ in again)
+    findings = [judge("value", value_off, 0.0, abs(f.value))]
+    for name, at in f.layout.blocks.items():
+        off = max(float(np.linalg.norm((gradient - f.gradient)[at])) for _, gradient in again)
+        findings.append(judge(name, off, 0.0, float(np.linalg.norm(f.gradient[at]))))
+    return Report(f"{times} times the same", tuple(findings))
+
+
+def check_batched(
+    function: Callable[[Any, Any], tuple[Any, Any]],
+    x: Any,
+    tasks: Any,
+    *,
+    precision: DTypeLike | None = None,
+) -> Report:
+    """Is the gradient of a batch of tasks the mean of those of its tasks?
+
+    Parameters
+    ----------
+    function : callable
+        ``(x, tasks) -> (value, gradient)``, means over tasks.
+    x, precision
+        As in :func:`check_gradient`.
+    tasks : TaskBatch
+        Or anything with a length whose slices are such batches.
+    """
+    f = Function(lambda point: function(point, tasks), x, precision)
+    one_by_one = [
+        Function(lambda point, t=t: function(point, tasks[t : t + 1]), x, precision)  # type: ignore[misc]
+        for t in range(len(tasks))
+    ]
+    gradient = np.mean([one.gradient for one in one_by_one], axis=0)
+    # What tasks add up from is rounded, though their sum be small.
+    terms = np.mean([np.abs(one.gradient) for one in one_by_one], axis=0)
+    spread = f.spread(lambda point: f(point)[1]) + f.eps * terms
+    findings = [
+        judge(
+            name,
+            float(np.linalg.norm((f.gradient - gradient)[at])),
+            SAFETY * float(np.linalg.norm(spread[at])),
+            float(np.linalg.norm(gradient[at])),
+            why_wide=_why(False, f),
+            zero=SAFETY * float(np.linalg.norm(spread)),
+        )
+        for name, at in f.layout.blocks.items()
+    ]
+    return Report(f"{len(tasks)} tasks at once and one by one, {f.dtype}", tuple(findings))
+
+
+# --- shared by the checks above -----------------------------------------------------------------------
+
+
+def _directions(gradient: Array, rng: np.random.Generator) -> list[Array]:
+    """Every parameter's own if they are few; else the gradient's and random ones of the same size."""
+    if gradient.size <= DIRECTIONS + 1:
+        return list(np.eye(gradient.size))
+    random = list(rng.normal(size=(DIRECTIONS, gradient.size)))
+    norm = float(np.linalg.norm(gradient))
+    own = [gradient / norm * np.sqrt(gradient.size)] if 0 < norm < np.inf else []
+    return own + random
+
+
+def _bar(found: Difference, rounding: Array) -> tuple[Array, Array]:
+    """What a correct derivative may be off a difference, and where that is because of a kink.
+
+    At a kink every number between the one-sided derivatives is right, and the central difference
+    is their mean.
+    """
+    gap = np.abs(found.right - found.left)
+    kinked = gap > SAFETY_OF_DIFFERENCES * (found.gap_error + found.error)
+    return SAFETY_OF_DIFFERENCES * found.error + rounding + np.where(kinked, gap / 2, 0), kinked
+
+
+def _why(kinked: bool, f: Function) -> str:
+    return "a kink here" if kinked else f"rounding in {f.dtype}, or a kink nearby,"
+
+
+def _excess(error: float, bar: float) -> tuple[float, float]:
+    """For the worst direction: the error in bars first, then the bar."""
+    return (error / bar if bar > 0 else (np.inf if error > 0 else 0.0)), bar
+
+
+def _slope(h: Array, remainder: Array, noise: float) -> float:
+    """The slope on logarithmic axes at the smallest steps clear of rounding; NaN without enough."""
+    clear = np.flatnonzero(np.isfinite(remainder) & (remainder > 30 * noise))
+    clear = clear[-TAYLOR_WINDOW:]
+    if len(clear) < TAYLOR_WINDOW // 2:
+        return np.nan
+    return float(np.polyfit(np.log(h[clear]), np.log(remainder[clear]), 1)[0])
+
+
+def _of_slope(
+    name: str, slope: float, order: int, found: Difference, claimed: float, f: Function
+) -> Finding:
+    """The verdict on a slope. One that is too flat is a fault only if the derivative is wrong, too."""
+    bars, kinked = _bar(found, np.full(1, SAFETY * f.eps * abs(claimed)))
+    value, bar = float(found.value[0]), float(bars[0])
+    error, scale = abs(value - claimed), max(abs(value), abs(claimed))
+    finding = judge(name, error, bar, scale, why_wide=_why(bool(kinked[0]), f))
+    if finding.verdict is not Verdict.PASS:
+        return finding
+    if np.isnan(slope):
+        return judge(name, error, bar, scale) if slope else finding
+    if slope < order - 0.2:
+        why = f"slope {slope:.2f}, not {order}, though the derivative is right: kinks nearby"
+        return Finding(name, Verdict.INCONCLUSIVE, error, bar, scale, why)
+    return finding

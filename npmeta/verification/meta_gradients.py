@@ -1,0 +1,201 @@
+"""Is this the meta-gradient? A gradient that any program has computed, against the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from npmeta.algorithms import MAML
+from npmeta.algorithms.base import MetaParameters, named
+from npmeta.objective import Objective, Risk
+from npmeta.tasks import TaskBatch
+from npmeta.verification.oracle import Reference, meta_gradient
+from npmeta.verification.reports import Finding, Report, Verdict, judge
+
+__all__ = ["SecondOrder", "blocks", "check_meta_gradient", "second_order"]
+
+#: The bar is so many times what a few roundings of the inputs do to the block.
+SAFETY = 4
+
+#: A block is zero by subtraction if it is below so many roundings of the whole gradient.
+ZERO = 100
+
+
+def blocks(objective: Objective) -> dict[str, slice]:
+    """Where theta has the weights and biases: ``0.weight``, ``0.bias``, ``1.weight``, ... in theta's
+    order; for an objective without layers all of it, ``theta``."""
+    if not isinstance(objective, Risk):
+        return {"theta": slice(0, objective.n_params)}
+    found, start = {}, 0
+    for l, (n_in, n_out) in enumerate(pairwise(objective.model.widths)):
+        for name, size in (("weight", n_in * n_out), ("bias", n_out)):
+            found[f"{l}.{name}"] = slice(start, start + size)
+            start += size
+    return found
+
+
+class SecondOrder(NamedTuple):
+    """How much of the second-order part of a meta-gradient a gradient has.
+
+    Attributes
+    ----------
+    share : float
+        ρ: 1 for the exact gradient, 0 for the first-order one, ½ for a halved Hessian, −1 for one of
+        the wrong sign. NaN where exact and first-order gradient are the same.
+    bar : float
+        What rounding leaves open of ρ.
+    residual : float
+        What is left of the error at a right angle to the second-order part, as a share of it.
+    size : float
+        The second-order part as a share of the gradient.
+    """
+
+    share: float
+    bar: float
+    residual: float
+    size: float
+
+
+def second_order(gradient: ArrayLike, reference: Reference) -> SecondOrder:
+    r"""ρ, the one number that sees second order.
+
+    With g the exact and :math:`g_1` the first-order gradient,
+
+    .. math:: u = \frac{g - g_1}{\lVert g - g_1 \rVert}, \qquad
+              \rho(c) = \frac{\langle c - g_1, u \rangle}{\lVert g - g_1 \rVert} .
+
+    A random direction would see a fault of the second-order part weaker by the root of the number of
+    parameters, and a cosine hardly at all: first-order gradients have one of 0.99.
+    """
+    c = np.asarray(gradient, dtype=np.float64)
+    part = reference.grad - reference.first_order
+    norm = float(np.linalg.norm(part))
+    if norm == 0:
+        return SecondOrder(np.nan, np.nan, np.nan, 0.0)
+    away = (c - reference.first_order) / norm
+    share = float(away @ (part / norm))
+    residual = float(np.linalg.norm(away - share * part / norm))
+    bar = SAFETY * float(np.linalg.norm(reference.error["theta"])) / norm
+    return SecondOrder(share, bar, residual, norm / float(np.linalg.norm(reference.grad)))
+
+
+def check_meta_gradient(
+    maml: MAML,
+    params: ArrayLike | MetaParameters,
+    tasks: TaskBatch,
+    gradient: ArrayLike | Mapping[str, ArrayLike],
+    *,
+    loss: float | None = None,
+    precision: DTypeLike | None = None,
+    products: str = "complex step",
+) -> Report:
+    """Hold a meta-gradient, whoever computed it, against the oracle.
+
+    Parameters
+    ----------
+    maml : MAML
+        The setting: network, loss, step sizes, steps.
+    params : array_like (P,), or mapping
+        Where; as in :meth:`npmeta.MAML.meta_gradient`.
+    tasks : TaskBatch
+    gradient : array_like (P,), or mapping
+        The derivative of the mean query loss by theta, in theta's order; or by name, with
+        "inner_lr" too. A mapping may have one of them alone.
+    loss : float, optional
+        The meta-loss, to be checked as well.
+    precision : {float64, float32}, optional
+        What the gradient was computed in. By default its dtype.
+    products : {"complex step", "difference"}
+        As in :func:`~npmeta.verification.meta_gradient`.
+
+    Returns
+    -------
+    Report
+        A finding for each block of :func:`blocks`, for "inner_lr" and "loss" where given. Its numbers
+        are those of :func:`second_order`, unless ``maml.first_order``.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit; and as :func:`~npmeta.verification.meta_gradient`.
+    """
+    given = gradient if isinstance(gradient, Mapping) else {"theta": gradient}
+    candidate = {name: np.asarray(values) for name, values in given.items()}
+    params = dict(named(params))
+    if "inner_lr" in candidate:
+        params.setdefault("inner_lr", np.asarray(maml.inner_lr))
+    unknown = set(candidate) - {"theta", "inner_lr"}
+    if unknown or not candidate:
+        raise ValueError(f"gradient must be by 'theta' or 'inner_lr', got {sorted(candidate)}")
+    for name, values in candidate.items():
+        if values.shape != np.shape(params[name]) or values.dtype.kind not in "iuf":
+            raise ValueError(
+                f"the gradient by {name} must be real with shape {np.shape(params[name])}, got "
+                f"{values.dtype} with shape {values.shape}"
+            )
+    dtype = np.dtype(precision or np.result_type(np.float32, *candidate.values()))
+    reference = meta_gradient(maml, params, tasks, precision=dtype, products=products)
+
+    title = f"meta-gradient in {dtype} of {maml.objective!r}, {maml.inner_steps} inner steps"
+    if not np.isfinite(reference.grad).all() or not np.isfinite(reference.error["theta"]).all():
+        why = f"the inner loop runs away, in float64 or in {dtype}: the meta-loss is {reference.loss:g}"
+        all_of_it = Finding("all", Verdict.INCONCLUSIVE, np.nan, np.nan, np.nan, why)
+        return Report(title, (all_of_it,))
+
+    whole = float(np.linalg.norm(reference.grad))
+    findings = []
+    if "theta" in candidate:
+        for name, at in blocks(maml.objective).items():
+            findings.append(
+                _finding(
+                    name,
+                    candidate["theta"][at],
+                    reference.grad[at],
+                    reference.error["theta"][at],
+                    dtype,
+                    whole,
+                )
+            )
+    if "inner_lr" in candidate:
+        by_alpha, error = reference.grads["inner_lr"], reference.error["inner_lr"]
+        findings.append(
+            _finding("inner_lr", candidate["inner_lr"], by_alpha, error, dtype, np.abs(by_alpha).max())
+        )
+    if loss is not None:
+        findings.append(
+            _finding("loss", loss, reference.loss, reference.loss_error, dtype, abs(reference.loss))
+        )
+    numbers = {}
+    if "theta" in candidate and not maml.first_order:
+        share = second_order(candidate["theta"], reference)
+        if np.isfinite(share.share):
+            numbers = {
+                "second-order share ρ": share.share,
+                "±": share.bar,
+                "residual": share.residual,
+                "of the gradient": share.size,
+            }
+    return Report(title, tuple(findings), numbers)
+
+
+def _finding(
+    name: str, candidate: ArrayLike, exact: ArrayLike, error: ArrayLike, dtype: np.dtype, whole: float
+) -> Finding:
+    """Norms of the difference, of what rounding does, and of the block."""
+    eps = float(np.finfo(dtype).eps)
+    exact, off = np.asarray(exact), np.asarray(candidate, dtype=np.float64) - np.asarray(exact)
+    scale = float(np.linalg.norm(exact))
+    # Its own last digit is rounding too, where the inputs' is not felt.
+    bar = SAFETY * (float(np.linalg.norm(error)) + eps * scale)
+    return judge(
+        name,
+        float(np.linalg.norm(off)),
+        bar,
+        scale,
+        why_wide=f"rounding in {dtype}",
+        zero=ZERO * eps * whole,
+    )
