@@ -4,7 +4,7 @@ Hand-written passes and Hessian-vector products of multilayer perceptrons, and f
 meta-gradient of MAML, for batches of tasks on a CPU.
 """
 
-from npmeta import tasks
+from npmeta import tasks, verification
 from npmeta.activations import Activation
 from npmeta.algorithms import MAML, MetaGradient, Scores
 from npmeta.losses import Loss
@@ -33,4 +33,5 @@ __all__ = [
     "evaluate",
     "meta_train",
     "tasks",
+    "verification",
 ]

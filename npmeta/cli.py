@@ -1,4 +1,4 @@
-"""The command line: ``npmeta train | evaluate | adapt | plot``."""
+"""The command line: ``npmeta train | evaluate | adapt | plot | check``."""
 
 from __future__ import annotations
 
@@ -98,6 +98,11 @@ def _make_parser() -> argparse.ArgumentParser:
     plot = commands.add_parser("plot", help="draw a run's pictures again", allow_abbrev=False)
     plot.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     plot.add_argument("--out", metavar="FOLDER", type=Path, help="default: the run's folder")
+
+    check = commands.add_parser(
+        "check", help="verify npmeta's derivatives on this machine", allow_abbrev=False
+    )
+    check.add_argument("--plot", metavar="FILE", type=Path, help="draw Taylor's remainders too")
     return parser
 
 
@@ -258,6 +263,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return commands.adapt_run(
             args.run, support=args.support, query=args.query, steps=args.steps, out=args.out
         )
+    if args.command == "check":
+        return commands.check(args.plot)
     return commands.plot_run(args.run, args.out)
 
 
@@ -267,8 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well; 1 if training met a loss that is not finite; 2 if the command or its
-        input is wrong; 130 after Ctrl-C or, in training, a request to terminate.
+        0 if all went well; 1 if training met a loss that is not finite, or a check failed; 2 if the
+        command or its input is wrong; 130 after Ctrl-C or, in training, a request to terminate.
     """
     warnings.showwarning = _show_warning
     try:

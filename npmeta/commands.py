@@ -1,4 +1,4 @@
-"""What the commands do: train, evaluate, adapt, plot. :mod:`npmeta.cli` reads the words."""
+"""What the commands do: train, evaluate, adapt, plot, check. :mod:`npmeta.cli` reads the words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta import optimizers
+from npmeta import __version__, optimizers
 from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.algorithms import MAML, Scores
@@ -25,7 +25,7 @@ from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
 from npmeta.tasks.checks import existing
 from npmeta.training import Algorithm, NonFiniteError, evaluate, meta_train
 
-__all__ = ["adapt_run", "evaluate_run", "plot_run", "resume_run", "start_run"]
+__all__ = ["adapt_run", "check", "evaluate_run", "plot_run", "resume_run", "start_run"]
 
 
 def say(message: str) -> None:
@@ -423,3 +423,26 @@ def _draw(
     if rows:
         figures["curves"] = plots.curves(rows, config["loss"])
     return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+# --- check ------------------------------------------------------------------------------------------
+
+
+def check(picture: Path | None) -> int:
+    """Verify npmeta's derivatives on this machine, and draw Taylor's remainders."""
+    from npmeta.verification import Verdict, selfcheck
+
+    if picture is not None:
+        from npmeta import plots
+
+        plots.save(plots.remainders(selfcheck.slopes()), picture)
+    print(f"npmeta {__version__}, {selfcheck.machine()}\n\n{selfcheck.HEAD}")
+    verdicts = []
+    for line in selfcheck.run():
+        print(line, flush=True)
+        verdicts.append(line.verdict)
+    failed = verdicts.count(Verdict.FAIL)
+    print(f"\n{failed or 'None'} of {len(verdicts)} checks failed.")
+    if picture is not None:
+        print(picture)
+    return int(failed > 0)

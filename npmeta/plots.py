@@ -1,4 +1,4 @@
-"""Pictures of a run. They need matplotlib, an extra; files are made without a display."""
+"""Pictures of runs and checks. They need matplotlib, an extra; files are made without a display."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["curves", "drawings", "save", "scores", "waves"]
+    from npmeta.verification import Report
+
+__all__ = ["curves", "drawings", "remainders", "save", "scores", "waves"]
 
 # A palette that keeps its order of lightness in grey and for colour-blind readers.
 INK, BEFORE, MIDDLE, AFTER, POINT = "#222222", "#9aa5b1", "#f0a202", "#1d70b8", "#d1342f"
@@ -179,4 +181,38 @@ def curves(rows: Sequence[Mapping[str, float]], loss_name: str) -> Figure:
         axes[0, 1].set_ylabel("accuracy on validation tasks")
     for ax in axes[0]:
         ax.set_xlabel("iteration")
+    return figure
+
+
+def remainders(reports: Mapping[str, Report]) -> Figure:
+    """What Taylor's polynomials of order 0, 1 and 2 leave of a function, against the step.
+
+    Parameters
+    ----------
+    reports : mapping
+        From :func:`~npmeta.verification.check_taylor`, by the name of the function.
+    """
+    figure, axes = _figure(1, len(reports), size=(4.8 * len(reports), 4.0), sharey=True, squeeze=False)
+    labels = {"0": "the value alone", "1": "with the gradient", "2": "with the Hessian product"}
+    for ax, (name, report) in zip(axes[0], reports.items(), strict=True):
+        h = report.curves["h"]
+        for order, colour in zip(labels, (BEFORE, AFTER, POINT), strict=True):
+            if order not in report.curves:
+                continue
+            remainder = report.curves[order]
+            slope = int(order) + 1
+            ax.loglog(h, remainder, "o-", color=colour, ms=3, lw=1, label=labels[order])
+            ax.loglog(h, remainder[1] * (h / h[1]) ** slope, ":", color=colour, lw=1)
+            place = (h[9], remainder[1] * (h[9] / h[1]) ** slope)
+            ax.annotate(
+                f"slope {slope}", place, (8, -10), textcoords="offset points", color=colour, va="top"
+            )
+        # The dotted lines go on below what rounding leaves.
+        lowest = min(curve[curve > 0].min() for key, curve in report.curves.items() if key != "h")
+        ax.set_ylim(bottom=lowest / 10)
+        ax.set_title(name, fontsize=11)
+        ax.set_xlabel("step h")
+    axes[0, 0].set_ylabel("what Taylor's polynomial leaves")
+    handles, names = axes[0, -1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     return figure

@@ -1,5 +1,40 @@
-"""Oracles and checks: how to know that a gradient is right."""
+"""How to know that a gradient is right: oracles, and checks that return reports.
 
+:func:`check_gradient`, :func:`check_hvp` and :func:`check_taylor` take any Python function that returns
+a value and a gradient. :func:`check_meta_gradient` holds a meta-gradient, whoever computed it, against
+:func:`meta_gradient`, an oracle made of first-order code alone, which :func:`complex_step` and
+:func:`richardson` certify in their turn.
+"""
+
+from npmeta.verification.checks import (
+    check_batched,
+    check_deterministic,
+    check_gradient,
+    check_hvp,
+    check_taylor,
+)
+from npmeta.verification.differences import Difference, differentiate
+from npmeta.verification.meta_gradients import SecondOrder, blocks, check_meta_gradient, second_order
 from npmeta.verification.oracle import Reference, complex_step, meta_gradient, richardson
+from npmeta.verification.reports import Finding, Report, Verdict
 
-__all__ = ["Reference", "complex_step", "meta_gradient", "richardson"]
+__all__ = [
+    "Difference",
+    "Finding",
+    "Reference",
+    "Report",
+    "SecondOrder",
+    "Verdict",
+    "blocks",
+    "check_batched",
+    "check_deterministic",
+    "check_gradient",
+    "check_hvp",
+    "check_meta_gradient",
+    "check_taylor",
+    "complex_step",
+    "differentiate",
+    "meta_gradient",
+    "richardson",
+    "second_order",
+]

@@ -78,7 +78,8 @@ def differentiate(
     steps = [h / 2**k for k in range(LEVELS)]
     ahead, behind = [f(h_k) for h_k in steps], [f(-h_k) for h_k in steps]
     here = f(np.zeros_like(scale))
-    noise = roughness(f, scale, here, eps)
+    constant = (np.array([*ahead, *behind]) == here).all(0)  # is exact
+    noise = np.where(constant, 0, roughness(f, scale, here, eps))
     rounding = [noise / h_k for h_k in steps]
     central = [(a - b) / (2 * h_k) for a, b, h_k in zip(ahead, behind, steps, strict=True)]
     right = [(a - here) / h_k for a, h_k in zip(ahead, steps, strict=True)]
@@ -93,17 +94,14 @@ def roughness(f: Callable[[Array], Array], scale: Array, here: Array, eps: float
     """How far values of f are off its smooth course, by rounding of f and of where it is evaluated.
 
     That is what a cubic leaves of values at points close together. If all of them are the same, f may
-    round more coarsely than ``eps``, and points as for float32 are looked at; if f is a constant there
-    too, nothing is rough.
+    round more coarsely than ``eps``, and points as for float32 are looked at.
     """
-    noise = np.zeros_like(here)
-    still = np.ones(here.shape, dtype=bool)
+    residual, still = np.zeros_like(here), np.ones(here.shape, dtype=bool)
     for unit in (eps, max(eps, float(np.finfo(np.float32).eps))):
         moved = np.array([f(j * SPACING * unit * scale) - here for j in range(1, PROBES + 1)])
-        residual = np.abs(np.tensordot(_OFF_CUBIC, moved, 1)).max(0)
-        moves = still & (moved != 0).any(0)
-        noise = np.where(moves, 3 * np.maximum(residual, eps * np.abs(here)), noise)
-        still = still & ~moves
+        residual = np.where(still, np.abs(np.tensordot(_OFF_CUBIC, moved, 1)).max(0), residual)
+        still &= (moved == 0).all(0)
+    noise: Array = 3 * np.maximum(residual, eps * np.abs(here))
     return noise
 
 
@@ -114,17 +112,24 @@ def _extrapolated(
     divides the leading error by 4, 2 where it halves it."""
     # What the coefficients of an extrapolation add up to, at most: ∏ (p^m + 1) / (p^m − 1).
     growth = float(np.prod([(power**m + 1) / (power**m - 1) for m in range(1, ORDERS + 1)]))
-    best = quotients[-1]
-    least = np.full(best.shape, np.inf, dtype=best.dtype)
-    above: list[Array] = []  # extrapolations from the steps up to the one before
-    for quotient, r in zip(quotients, rounding, strict=True):
+    rows: list[list[Array]] = []  # row k: extrapolations from steps k, then k − 1 and k, ...
+    for quotient in quotients:
         row = [quotient]
-        for m, other in enumerate(above[:ORDERS], start=1):
+        for m, other in enumerate(rows[-1][:ORDERS] if rows else [], start=1):
             row.append(row[-1] + (row[-1] - other) / (power**m - 1))
-            off = np.maximum(np.abs(row[-1] - row[-2]), np.abs(row[-1] - other))
-            error = off + r * growth
-            better = error < least
-            best = np.where(better, row[-1], best)
-            least = np.where(better, error, least)
-        above = row
+        rows.append(row)
+
+    blur = growth * np.array(rounding)
+    last = np.array([row[-1] for row in rows])
+    best, least = last[-1], np.full(last.shape[1:], np.inf, dtype=last.dtype)
+    for k in range(1, len(rows)):
+        for m in range(1, len(rows[k])):
+            value = rows[k][m]
+            off = np.maximum(np.abs(value - rows[k][m - 1]), np.abs(value - rows[k - 1][m - 1]))
+            # Two extrapolations may agree by chance. What smaller steps give, which rounding blurs
+            # more, must not contradict them.
+            contradiction = (np.abs(value - last[k + 1 :]) - blur[k + 1 :]).max(0, initial=0)
+            error = np.maximum(off, contradiction) + blur[k]
+            best = np.where(error < least, value, best)
+            least = np.where(error < least, error, least)
     return best, least

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from npmeta._validation import Array
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
 from npmeta.objective import Objective, Risk
 from npmeta.tasks import TaskBatch
-from npmeta.verification.oracle import Reference, meta_gradient
+from npmeta.verification.oracle import Reference, at_kinks, meta_gradient
 from npmeta.verification.reports import Finding, Report, Verdict, judge
 
-__all__ = ["SecondOrder", "blocks", "check_meta_gradient", "second_order"]
+__all__ = ["SecondOrder", "blocks", "check_meta_gradient", "compare", "second_order"]
 
 #: The bar is so many times what a few roundings of the inputs do to the block.
 SAFETY = 4
@@ -139,47 +141,50 @@ def check_meta_gradient(
             )
     dtype = np.dtype(precision or np.result_type(np.float32, *candidate.values()))
     reference = meta_gradient(maml, params, tasks, precision=dtype, products=products)
-
     title = f"meta-gradient in {dtype} of {maml.objective!r}, {maml.inner_steps} inner steps"
-    if not np.isfinite(reference.grad).all() or not np.isfinite(reference.error["theta"]).all():
-        why = f"the inner loop runs away, in float64 or in {dtype}: the meta-loss is {reference.loss:g}"
-        all_of_it = Finding("all", Verdict.INCONCLUSIVE, np.nan, np.nan, np.nan, why)
-        return Report(title, (all_of_it,))
-
-    whole = float(np.linalg.norm(reference.grad))
-    findings = []
-    if "theta" in candidate:
-        for name, at in blocks(maml.objective).items():
-            findings.append(
-                _finding(
-                    name,
-                    candidate["theta"][at],
-                    reference.grad[at],
-                    reference.error["theta"][at],
-                    dtype,
-                    whole,
-                )
-            )
-    if "inner_lr" in candidate:
-        by_alpha, error = reference.grads["inner_lr"], reference.error["inner_lr"]
-        findings.append(
-            _finding("inner_lr", candidate["inner_lr"], by_alpha, error, dtype, np.abs(by_alpha).max())
-        )
+    findings = list(compare(maml.objective, candidate, reference, dtype))
     if loss is not None:
-        findings.append(
-            _finding("loss", loss, reference.loss, reference.loss_error, dtype, abs(reference.loss))
-        )
+        error, scale = reference.loss_error, abs(reference.loss)
+        findings.append(_finding("loss", loss, reference.loss, error, dtype, scale))
+    if any(finding.verdict is Verdict.INCONCLUSIVE for finding in findings):
+        n_kinks = at_kinks(maml, params, tasks, dtype)
+        if not np.isfinite(reference.loss):
+            why = f"the inner loop runs away: the meta-loss is {reference.loss:g}"
+            findings = [Finding("all", Verdict.INCONCLUSIVE, np.nan, np.nan, np.nan, why)]
+        elif n_kinks:
+            s = "s" * (n_kinks > 1)
+            why = f"{n_kinks} pre-activation{s} at a kink, or within rounding of it:"
+            findings = [_because(why, finding) for finding in findings]
     numbers = {}
     if "theta" in candidate and not maml.first_order:
         share = second_order(candidate["theta"], reference)
         if np.isfinite(share.share):
             numbers = {
-                "second-order share ρ": share.share,
-                "±": share.bar,
+                "ρ": share.share,
+                "bar of ρ": share.bar,
                 "residual": share.residual,
-                "of the gradient": share.size,
+                "second-order part": share.size,
             }
     return Report(title, tuple(findings), numbers)
+
+
+def compare(
+    objective: Objective, candidate: Mapping[str, Array], reference: Reference, dtype: DTypeLike
+) -> Iterator[Finding]:
+    """Block by block, the derivatives that ``candidate`` has against those of ``reference``, whose
+    ``error`` is for computations in ``dtype``."""
+    for name, values in candidate.items():
+        exact, error = reference.grads[name], reference.error[name]
+        whole = float(np.linalg.norm(exact))
+        parts = blocks(objective) if name == "theta" else {name: ...}
+        for block, at in parts.items():
+            yield _finding(block, values[at], exact[at], error[at], np.dtype(dtype), whole)
+
+
+def _because(why: str, finding: Finding) -> Finding:
+    if finding.verdict is not Verdict.INCONCLUSIVE:
+        return finding
+    return replace(finding, reason=f"{why} {finding.reason}")
 
 
 def _finding(

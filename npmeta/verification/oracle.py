@@ -21,6 +21,7 @@ float64, 2/(rows · outputs) in mse for one, so that methods agree to 1e-16 ther
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,9 +35,18 @@ from npmeta.mlp import forward
 from npmeta.objective import Batch, Objective, Risk
 from npmeta.tasks import TaskBatch
 from npmeta.verification.differences import Difference, differentiate
-from npmeta.verification.given import Given, layers, value_and_gradient
+from npmeta.verification.given import ROUNDINGS, Given, layers, value_and_gradient
+from npmeta.weights import Dense
 
-__all__ = ["Reference", "complex_step", "extended", "meta_gradient", "nearest_kink", "richardson"]
+__all__ = [
+    "Reference",
+    "at_kinks",
+    "complex_step",
+    "extended",
+    "meta_gradient",
+    "nearest_kink",
+    "richardson",
+]
 
 #: Samples of what rounding does to a result.
 TRIALS = 6
@@ -218,21 +228,45 @@ def nearest_kink(
     complex inner loop. Infinite where there is no kink; the kinks of losses are not looked for.
     """
     given = Given.of(maml, params, tasks).cast(np.float64)
-    if not isinstance(given.objective, Risk) or not any(
-        f.kinks for f in given.objective.model.activations
-    ):
-        return np.inf
     v = np.asarray(direction, dtype=np.float64)
     h = _tiny_step(v.dtype)
     nearest = np.inf
-    for phi, (x, _) in given.passes(given.theta + 1j * h * v):
-        z = forward(layers(given.objective, phi), given.objective.model.activations, x).z
-        for f, z_l in zip(given.objective.model.activations, z[:-1], strict=True):
-            moves = z_l[z_l.imag != 0]
-            for kink in f.kinks:
-                away = np.abs(moves.real - kink) / np.abs(moves.imag / h)
-                nearest = min(nearest, float(np.min(away, initial=np.inf)))
+    for z, kink, _ in _at_kinked_units(given, given.theta + 1j * h * v):
+        moves = z[z.imag != 0]
+        away = np.abs(moves.real - kink) / np.abs(moves.imag / h)
+        nearest = min(nearest, float(np.min(away, initial=np.inf)))
     return nearest
+
+
+def at_kinks(
+    maml: MAML, params: ArrayLike | MetaParameters, tasks: TaskBatch, precision: DTypeLike
+) -> int:
+    """How many pre-activations, in all passes, are so near a kink that rounding may take them across.
+
+    Within the roundings that ``Reference.error`` is about, of the terms z is a sum of.
+    """
+    given = Given.of(maml, params, tasks).cast(np.float64)
+    unit = ROUNDINGS * float(np.finfo(precision).eps)
+    return sum(
+        int((np.abs(z - kink) <= unit * terms).sum())
+        for z, kink, terms in _at_kinked_units(given, given.theta)
+    )
+
+
+def _at_kinked_units(given: Given, theta: Array) -> Iterator[tuple[Array, float, Array]]:
+    """For every pass, hidden layer and kink of its activation: z, the kink, and Σ |a| |W| + |b|."""
+    if not isinstance(given.objective, Risk):
+        return
+    model = given.objective.model
+    if not any(f.kinks for f in model.activations):
+        return
+    for phi, (x, _) in given.passes(theta):
+        held = layers(given.objective, phi)
+        at = forward(held, model.activations, x)
+        for f, layer, a, z in zip(model.activations, held[:-1], at.a[:-1], at.z[:-1], strict=True):
+            terms = Dense(np.abs(layer.W), np.abs(layer.b)).act(np.abs(a))
+            for kink in f.kinks:
+                yield z, kink, terms
 
 
 # --- the adjoint ------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ class Report:
             note += f"{': ' if note and finding.reason else ''}{finding.reason}"
             lines.append(f"  {finding.name:<{width}}  {numbers}  {note}".rstrip())
         if self.numbers:
-            shown = (f"{name} {_number(value)}" for name, value in self.numbers.items())
+            shown = (f"{name} = {_number(value)}" for name, value in self.numbers.items())
             lines.append("  " + ", ".join(shown))
         return "\n".join(lines)
 
