@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import npmeta as nm
 from npmeta.activations import ACTIVATIONS
 from npmeta.losses import LOSSES
+from npmeta.verification import oracle
 
 H = 1e-30
 
@@ -175,53 +176,19 @@ def complex_step_hvp(risk: nm.Risk, phi, batch, v, h: float = H) -> np.ndarray:
     return risk.linearize(phi + 1j * h * v, *batch).grad.imag / h
 
 
-def meta_losses(p: Problem, theta, alpha, S: int, decay: float = 0.0) -> np.ndarray:
-    """The meta-loss at each of D points, ``theta (D, P)`` and ``alpha (D, S, P)``, complex or real.
-
-    MAML's definition, written out: S steps of gradient descent, then the mean query loss. All points
-    and tasks go through the passes as one stack of D·T tasks.
-    """
-    D, T = len(theta), len(p.tasks)
-    (x, y), (qx, qy) = p.support, p.query
-
-    def stacked(data):
-        return np.tile(data, (D, *[1] * (data.ndim - 1)))
-
-    x, y, qx, qy = map(stacked, (x, y, qx, qy))
-    phi = np.repeat(theta, T, axis=0)
-    for s in range(S):
-        a = np.repeat(alpha[:, s], T, axis=0)
-        phi = phi - a * (p.risk.linearize(phi, x, y).grad + decay * phi)
-    return p.risk.linearize(phi, qx, qy).value.reshape(D, T).mean(1)
-
-
 def complex_step_meta_gradient(
-    p: Problem, alpha, kind: str, S: int, decay: float = 0.0
+    p: Problem, alpha, S: int, decay: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """d(meta-loss)/dθ and d(meta-loss)/dα, every entry by a complex step of its own."""
-    alpha = np.asarray(alpha, dtype=float)
-    P, n = p.model.n_params, alpha.size
-    directions = np.eye(P + n)
-    theta = p.theta + 1j * H * directions[:, :P]
-    alphas = alpha + 1j * H * directions[:, P:].reshape(P + n, *alpha.shape)
-    expanded = per_step_and_parameter(alphas, kind, p.model, S)
-    derivative = meta_losses(p, theta, expanded, S, decay).imag / H
-    return derivative[:P], derivative[P:].reshape(alpha.shape)
+    maml = nm.MAML(p.model, p.loss, alpha, S, inner_weight_decay=decay)
+    grads = oracle.complex_step(maml, {"theta": p.theta, "inner_lr": alpha}, p.tasks)
+    return grads["theta"], grads["inner_lr"]
 
 
-def adjoint_meta_gradient(p: Problem, alpha, kind: str, S: int, decay: float = 0.0) -> np.ndarray:
+def adjoint_meta_gradient(p: Problem, alpha, S: int, decay: float = 0.0) -> np.ndarray:
     """The adjoint recursion with Hessian products by complex step of the gradient."""
-    risk, alpha = p.risk, per_step_and_parameter(alpha, kind, p.model, S)
-    path = [np.tile(p.theta, (len(p.tasks), 1))]
-    for s in range(S):
-        gradient = risk.linearize(path[-1], *p.support).grad
-        path.append(path[-1] - alpha[s] * (gradient + decay * path[-1]))
-    cotangent = risk.linearize(path[-1], *p.query).grad
-    for s in reversed(range(S)):
-        direction = alpha[s] * cotangent
-        product = complex_step_hvp(risk, path[s], p.support, direction)
-        cotangent = cotangent - product - decay * direction
-    return cotangent.mean(0)
+    maml = nm.MAML(p.model, p.loss, alpha, S, inner_weight_decay=decay)
+    return oracle.meta_gradient(maml, p.theta, p.tasks, trials=0).grad
 
 
 def stays_small(p: Problem, alpha, S: int, decay: float = 0.0) -> bool:

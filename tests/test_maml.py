@@ -63,11 +63,11 @@ def test_every_number_of_steps_and_kind_of_step_size(activation, loss):
         decay = 0.3 * (S % 2)
         alpha = step_sizes(kind, p.model, S, np.random.default_rng(S))
         out = meta_gradient(p, alpha, S, inner_weight_decay=decay)
-        by_theta, by_alpha = complex_step_meta_gradient(p, alpha, kind, S, decay)
+        by_theta, by_alpha = complex_step_meta_gradient(p, alpha, S, decay)
         case = f"{S} steps, one step size a {kind}:"
         assert_close(out.grad, by_theta, TIGHT, case)
         assert_close(out.grads["inner_lr"], by_alpha, TIGHT, case)
-        assert_close(out.grad, adjoint_meta_gradient(p, alpha, kind, S, decay), TIGHT, case)
+        assert_close(out.grad, adjoint_meta_gradient(p, alpha, S, decay), TIGHT, case)
         assert out.grads["inner_lr"].shape == np.shape(alpha)
         assert out.hessian == "exact"
 
@@ -84,7 +84,7 @@ def test_any_network(p, S, kind, decay, seed):
     alpha = step_sizes(kind, p.model, S, np.random.default_rng(seed), size=0.05)
     assume(stays_small(p, alpha, S, decay))
     out = meta_gradient(p, alpha, S, inner_weight_decay=decay)
-    by_theta, by_alpha = complex_step_meta_gradient(p, alpha, kind, S, decay)
+    by_theta, by_alpha = complex_step_meta_gradient(p, alpha, S, decay)
     terms = size_of_terms(p, alpha, S, decay)
     assert np.abs(out.grad - by_theta).max() <= TIGHT * max(np.abs(by_theta).max(), terms)
     # One number that is a sum over all parameters may cancel: measured by its terms.
@@ -99,7 +99,7 @@ def test_any_network(p, S, kind, decay, seed):
 def test_every_depth(hidden, loss):
     p = problem(loss, "silu", hidden)
     out = meta_gradient(p, 0.1, 3)
-    assert_close(out.grad, complex_step_meta_gradient(p, 0.1, "number", 3)[0], TIGHT)
+    assert_close(out.grad, complex_step_meta_gradient(p, 0.1, 3)[0], TIGHT)
 
 
 @pytest.mark.parametrize(
@@ -322,14 +322,13 @@ def test_zeros_freeze_in_the_inner_loop_only(alpha, per, activation):
     p = problem("cross_entropy", activation)
     frozen = np.repeat(alpha[0], p.model.layer_sizes) == 0
     values = alpha if per == "layer" else np.repeat(alpha, p.model.layer_sizes, axis=1)
-    kind = per
     maml = nm.MAML(p.model, p.loss, values, 3, inner_weight_decay=0.1)
     phi = maml.adapt(p.theta, *p.support)
     np.testing.assert_array_equal(phi[:, frozen], np.tile(p.theta[frozen], (3, 1)))
     assert (phi[:, ~frozen] != p.theta[~frozen]).any()
 
     out = meta_gradient(p, values, 3, inner_weight_decay=0.1)
-    by_theta, by_alpha = complex_step_meta_gradient(p, values, kind, 3, 0.1)
+    by_theta, by_alpha = complex_step_meta_gradient(p, values, 3, 0.1)
     assert_close(out.grad, by_theta, TIGHT)
     assert_close(out.grads["inner_lr"], by_alpha, TIGHT)
     assert np.abs(out.grad[frozen]).max() > 0, "frozen parameters still learn outside"
@@ -358,7 +357,7 @@ def test_warped_layers_and_negative_step_sizes():
     p = problem("mse", "relu")
     alpha = np.array([[0.1, 0.0, -0.05]])
     out = meta_gradient(p, alpha, 3)
-    by_theta, by_alpha = complex_step_meta_gradient(p, alpha, "layer", 3)
+    by_theta, by_alpha = complex_step_meta_gradient(p, alpha, 3)
     assert_close(out.grad, by_theta, TIGHT)
     assert_close(out.grads["inner_lr"], by_alpha, TIGHT)
 

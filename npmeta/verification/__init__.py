@@ -11,12 +11,12 @@ from npmeta.verification.checks import (
     check_deterministic,
     check_gradient,
     check_hvp,
-    check_taylor,
 )
 from npmeta.verification.differences import Difference, differentiate
 from npmeta.verification.meta_gradients import SecondOrder, blocks, check_meta_gradient, second_order
 from npmeta.verification.oracle import Reference, complex_step, meta_gradient, richardson
 from npmeta.verification.reports import Finding, Report, Verdict
+from npmeta.verification.taylor import check_taylor
 
 __all__ = [
     "Difference",

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from npmeta._validation import Array, check_finite
+from npmeta.verification.differences import Difference
 
-__all__ = ["Function", "Layout"]
+__all__ = ["SAFETY", "Function", "Layout", "ValueAndGradient", "derivative_bar", "why_wide"]
+
+#: ``x -> (value, gradient)``.
+ValueAndGradient: TypeAlias = Callable[[Any], tuple[Any, Any]]
+
+#: The bar is so many times the error a difference estimates of itself, and so many times what a few
+#: roundings of x do to what is checked.
+SAFETY_OF_DIFFERENCES, SAFETY = 10, 4
 
 #: Parameters are moved by up to so many roundings, in so many trials.
 ROUNDINGS, TRIALS = 8, 4
@@ -95,9 +103,7 @@ class Function:
         The coarser one of x and of the gradient, unless another is said.
     """
 
-    def __init__(
-        self, function: Callable[[Any], tuple[Any, Any]], x: Any, precision: DTypeLike | None
-    ) -> None:
+    def __init__(self, function: ValueAndGradient, x: Any, precision: DTypeLike | None) -> None:
         self._function = function
         self.layout = Layout(x)
         value, gradient = self._call(self.layout.vector)
@@ -140,3 +146,20 @@ class Function:
 
 def _eps(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(dtype).eps)
+
+
+def derivative_bar(found: Difference, rounding: Array) -> tuple[Array, Array]:
+    """What a correct derivative may be off a difference, and where there is a kink.
+
+    At a kink every number between the one-sided derivatives is right, and the central difference is
+    their mean. Where there is none they agree, as far as can be told.
+    """
+    gap = np.abs(found.right - found.left)
+    kinked = gap > SAFETY_OF_DIFFERENCES * (found.gap_error + found.error)
+    # A gradient that is not finite has no rounding, and must not widen its own bar.
+    rounding = np.where(np.isfinite(rounding), rounding, 0)
+    return SAFETY_OF_DIFFERENCES * found.error + rounding + (gap + found.gap_error) / 2, kinked
+
+
+def why_wide(kinked: bool, f: Function) -> str:
+    return "a kink here" if kinked else f"rounding in {f.dtype}, or a kink nearby,"

@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from npmeta._validation import Array
-from npmeta.verification.callables import Function
-from npmeta.verification.differences import Difference, differentiate, roughness
-from npmeta.verification.reports import Finding, Report, Verdict, judge
+from npmeta.verification.callables import (
+    SAFETY,
+    Function,
+    ValueAndGradient,
+    derivative_bar,
+    why_wide,
+)
+from npmeta.verification.differences import differentiate
+from npmeta.verification.reports import Report, judge
 
-__all__ = ["check_batched", "check_deterministic", "check_gradient", "check_hvp", "check_taylor"]
-
-#: The bar is so many times the error a difference estimates of itself, and so many times what a few
-#: roundings of x do to what is checked.
-SAFETY_OF_DIFFERENCES, SAFETY = 10, 4
+__all__ = ["check_batched", "check_deterministic", "check_gradient", "check_hvp"]
 
 #: Random directions for each block, beside that of its gradient.
 DIRECTIONS = 3
-
-ValueAndGradient = Callable[[Any], tuple[Any, Any]]
 
 
 def check_gradient(
@@ -81,17 +81,18 @@ def check_gradient(
 
     with np.errstate(all="ignore"):
         found = differentiate(along, scale, eps=f.eps)
-    claimed, spread = V @ f.gradient, f.spread(lambda point: f(point)[1])
-    # Entries of a gradient are rounded independently of each other.
-    rounding = np.sqrt(V**2 @ (spread + f.eps * np.abs(f.gradient)) ** 2)
-    bar, kinked = _bar(found, SAFETY * rounding)
-    error, largest = np.abs(found.value - claimed), np.maximum(np.abs(found.value), np.abs(claimed))
+        claimed, spread = V @ f.gradient, f.spread(lambda point: f(point)[1])
+        # Entries of a gradient are rounded independently of each other.
+        rounding = np.sqrt(V**2 @ (spread + f.eps * np.abs(f.gradient)) ** 2)
+    bar, kinked = derivative_bar(found, SAFETY * rounding)
+    error = np.abs(found.value - claimed)
+    largest = np.fmax(np.abs(found.value), np.where(np.isfinite(claimed), np.abs(claimed), 0))
 
     findings = []
     for name in f.layout.blocks:
         mine = [i for i, owner in enumerate(owners) if owner == name]
         i = max(mine, key=lambda i: _excess(float(error[i]), float(bar[i])))
-        why = _why(bool(kinked[i]), f)
+        why = why_wide(bool(kinked[i]), f)
         zero = np.sqrt(f.eps) * largest.max()
         findings.append(judge(name, error[i], bar[i], largest[mine].max(), why_wide=why, zero=zero))
     return Report(f"gradient against differences of the value, {f.dtype}", tuple(findings))
@@ -138,7 +139,7 @@ def check_hvp(
         # v has the size of x, so that t has that of 1.
         found = differentiate(along, np.ones_like(v), eps=f.eps)
     spread = f.spread(lambda point: product(v, point)) + f.eps * np.abs(Hv)
-    bar, kinked = _bar(found, SAFETY * spread)
+    bar, kinked = derivative_bar(found, SAFETY * spread)
     whole = float(np.linalg.norm(Hv))
     findings = [
         judge(
@@ -146,7 +147,7 @@ def check_hvp(
             float(np.linalg.norm((found.value - Hv)[at])),
             float(np.linalg.norm(bar[at])),
             max(float(np.linalg.norm(Hv[at])), float(np.linalg.norm(found.value[at]))),
-            why_wide=_why(bool(kinked[at].any()), f),
+            why_wide=why_wide(bool(kinked[at].any()), f),
             zero=np.sqrt(f.eps) * whole,
         )
         for name, at in f.layout.blocks.items()
@@ -157,7 +158,7 @@ def check_hvp(
     )
     symmetry = abs(float(u @ Hv - v @ Hu))
     sizes = float(np.linalg.norm(u) * np.linalg.norm(Hv))
-    findings.append(judge("symmetry", symmetry, SAFETY * crossed, sizes, why_wide=_why(False, f)))
+    findings.append(judge("symmetry", symmetry, SAFETY * crossed, sizes, why_wide=why_wide(False, f)))
     combined = product(2 * u - 3 * v) - (2 * Hu - 3 * Hv)
     noise = 2 * noise_u + 3 * spread
     findings.append(
@@ -166,82 +167,10 @@ def check_hvp(
             float(np.linalg.norm(combined)),
             SAFETY * float(np.linalg.norm(noise)),
             float(np.linalg.norm(2 * Hu - 3 * Hv)),
-            why_wide=_why(False, f),
+            why_wide=why_wide(False, f),
         )
     )
     return Report(f"Hessian products against differences of the gradient, {f.dtype}", tuple(findings))
-
-
-#: Steps of :func:`check_taylor`, each half of the one before, and how many a slope is fitted to.
-TAYLOR_LEVELS, TAYLOR_WINDOW = 26, 6
-
-
-def check_taylor(
-    function: ValueAndGradient,
-    x: Any,
-    hvp: Callable[[Any, Any], Any] | None = None,
-    *,
-    precision: DTypeLike | None = None,
-    seed: int = 0,
-) -> Report:
-    r"""Does what Taylor's polynomial leaves shrink as it must?
-
-    Along a direction v, random but uphill, :math:`|f(x + hv) - f(x) - h \langle g, v \rangle|` falls
-    as h², and as h³ when :math:`\tfrac12 h^2 \langle v, Hv \rangle` is taken off too. A wrong gradient
-    leaves a remainder of slope 1 on logarithmic axes, a wrong Hessian product one of slope 2.
-
-    Parameters
-    ----------
-    function, x, precision, seed
-        As in :func:`check_gradient`.
-    hvp : callable, optional
-        ``(x, v) -> H v``.
-
-    Returns
-    -------
-    Report
-        ``.numbers`` has the slopes, fitted to the smallest steps that are clear of rounding;
-        ``.curves`` has "h" and the remainders of orders "0", "1" and, with ``hvp``, "2".
-    """
-    f = Function(function, x, precision)
-    v = f.layout.sizes() * np.random.default_rng(seed).normal(size=f.gradient.size)
-    v = np.where(f.gradient < 0, -np.abs(v), np.where(f.gradient > 0, np.abs(v), v))  # ⟨g, v⟩ is large
-    h = 0.5 ** np.arange(1, TAYLOR_LEVELS + 1)
-
-    def values(t: Array) -> Array:
-        return np.array([f(f.layout.vector + t_i * v)[0] for t_i in np.atleast_1d(t)])
-
-    with np.errstate(all="ignore"):
-        away = np.array([values(h), values(-h)]) - f.value
-        noise = float(roughness(values, np.ones(1), np.array([f.value]), f.eps)[0])
-        slope_1 = differentiate(values, np.ones(1), eps=f.eps)
-    sides, first = np.array([[1.0], [-1.0]]), float(f.gradient @ v)
-    blur = noise + f.eps * h * np.linalg.norm(f.gradient * v)
-    remainder = np.abs(away - sides * h * first)  # (2, steps): ahead and behind
-    curves = {"h": h, "0": np.abs(away).max(0), "1": remainder.max(0)}
-    checks = [("gradient", remainder, 2, slope_1, first)]
-    if hvp is not None:
-        Hv = f.layout.flat(hvp(f.layout.build(f.layout.vector), f.layout.build(v)), "the product")
-        second = float(v @ Hv)
-        blur = blur + f.eps * h * h * np.linalg.norm(Hv * v)
-        remainder = np.abs(away - sides * h * first - h * h * second / 2)
-        curves["2"] = remainder.max(0)
-
-        def slopes(t: Array) -> Array:
-            return np.array([f(f.layout.vector + t_i * v)[1] @ v for t_i in t])
-
-        with np.errstate(all="ignore"):
-            checks.append(
-                ("product", remainder, 3, differentiate(slopes, np.ones(1), eps=f.eps), second)
-            )
-    findings = []
-    numbers = {}
-    for name, remainder, order, found, claimed in checks:
-        numbers[f"slope of order {order - 1}"] = _slope(h, remainder.max(0), blur)
-        # A kink may be on one side alone.
-        slope = max(_slope(h, remainder.max(0), blur), _slope(h, remainder.min(0), blur))
-        findings.append(_of_slope(name, slope, order, found, claimed, f))
-    return Report(f"remainder of Taylor's polynomial, {f.dtype}", tuple(findings), numbers, curves)
 
 
 def check_deterministic(function: ValueAndGradient, x: Any, *, times: int = 3) -> Report:
@@ -289,7 +218,7 @@ def check_batched(
             float(np.linalg.norm((f.gradient - gradient)[at])),
             SAFETY * float(np.linalg.norm(spread[at])),
             float(np.linalg.norm(gradient[at])),
-            why_wide=_why(False, f),
+            why_wide=why_wide(False, f),
             zero=SAFETY * float(np.linalg.norm(spread)),
         )
         for name, at in f.layout.blocks.items()
@@ -310,48 +239,6 @@ def _directions(gradient: Array, rng: np.random.Generator) -> list[Array]:
     return own + random
 
 
-def _bar(found: Difference, rounding: Array) -> tuple[Array, Array]:
-    """What a correct derivative may be off a difference, and where that is because of a kink.
-
-    At a kink every number between the one-sided derivatives is right, and the central difference
-    is their mean.
-    """
-    gap = np.abs(found.right - found.left)
-    kinked = gap > SAFETY_OF_DIFFERENCES * (found.gap_error + found.error)
-    return SAFETY_OF_DIFFERENCES * found.error + rounding + np.where(kinked, gap / 2, 0), kinked
-
-
-def _why(kinked: bool, f: Function) -> str:
-    return "a kink here" if kinked else f"rounding in {f.dtype}, or a kink nearby,"
-
-
 def _excess(error: float, bar: float) -> tuple[float, float]:
     """For the worst direction: the error in bars first, then the bar."""
     return (error / bar if bar > 0 else (np.inf if error > 0 else 0.0)), bar
-
-
-def _slope(h: Array, remainder: Array, blur: Array) -> float:
-    """The slope on logarithmic axes at the smallest steps clear of rounding; NaN without enough."""
-    clear = np.flatnonzero(np.isfinite(remainder) & (remainder > 30 * blur))
-    clear = clear[-TAYLOR_WINDOW:]
-    if len(clear) < TAYLOR_WINDOW // 2:
-        return np.nan
-    return float(np.polyfit(np.log(h[clear]), np.log(remainder[clear]), 1)[0])
-
-
-def _of_slope(
-    name: str, slope: float, order: int, found: Difference, claimed: float, f: Function
-) -> Finding:
-    """The verdict on a slope. One that is too flat is a fault only if the derivative is wrong, too."""
-    bars, kinked = _bar(found, np.full(1, SAFETY * f.eps * abs(claimed)))
-    value, bar = float(found.value[0]), float(bars[0])
-    error, scale = abs(value - claimed), max(abs(value), abs(claimed))
-    finding = judge(name, error, bar, scale, why_wide=_why(bool(kinked[0]), f))
-    if finding.verdict is not Verdict.PASS:
-        return finding
-    if np.isnan(slope):
-        return judge(name, error, bar, scale) if slope else finding
-    if slope < order - 0.2:
-        why = f"slope {slope:.2f}, not {order}, though the derivative is right: kinks nearby"
-        return Finding(name, Verdict.INCONCLUSIVE, error, bar, scale, why)
-    return finding

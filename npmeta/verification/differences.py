@@ -18,18 +18,18 @@ from npmeta._validation import Array
 __all__ = ["Difference", "differentiate", "roughness"]
 
 #: Steps, each half of the one before, and how often differences are extrapolated.
-LEVELS, ORDERS = 18, 5
+LEVELS, ORDERS = 22, 5
 
 #: The longest step, as a share of the length over which a function is taken to be smooth.
 FIRST_STEP = 0.1
 
-#: Points beside t = 0 that show how rough a function is, and their distance in roundings.
-PROBES, SPACING = 8, 32
+#: Points beside t = 0 that show how rough a function is, in roundings. With equal distances many sums
+#: would be rounded in the same way at all of them.
+PROBES = np.array([29, 67, 97, 131, 163, 197, 227, 269])
 
-
-# Projects values at equidistant points on what no cubic has.
-_POWERS = np.linalg.qr(np.vander(np.linspace(-1, 1, PROBES), 4))[0]
-_OFF_CUBIC = np.eye(PROBES) - _POWERS @ _POWERS.T
+# Projects values at the probes on what no cubic has.
+_POWERS = np.linalg.qr(np.vander(PROBES / PROBES.max(), 4))[0]
+_OFF_CUBIC = np.eye(len(PROBES)) - _POWERS @ _POWERS.T
 
 
 class Difference(NamedTuple):
@@ -78,16 +78,21 @@ def differentiate(
     steps = [h / 2**k for k in range(LEVELS)]
     ahead, behind = [f(h_k) for h_k in steps], [f(-h_k) for h_k in steps]
     here = f(np.zeros_like(scale))
-    constant = (np.array([*ahead, *behind]) == here).all(0)  # is exact
-    noise = np.where(constant, 0, roughness(f, scale, here, eps))
+    noise = roughness(f, scale, here, eps)
     rounding = [noise / h_k for h_k in steps]
     central = [(a - b) / (2 * h_k) for a, b, h_k in zip(ahead, behind, steps, strict=True)]
     right = [(a - here) / h_k for a, h_k in zip(ahead, steps, strict=True)]
     left = [(here - b) / h_k for b, h_k in zip(behind, steps, strict=True)]
-    value, error = _extrapolated(central, rounding, 4)
-    right_value, right_error = _extrapolated(right, rounding, 2)
-    left_value, left_error = _extrapolated(left, rounding, 2)
-    return Difference(value, error, left_value, right_value, left_error + right_error)
+    value, error, level = _extrapolated(central, rounding, 4)
+    # One-sided derivatives at the scale of the central one see a kink next to t = 0 as one at 0; those
+    # from any scale are far better where there is none.
+    sides = []
+    for at in (level, None):
+        ahead_of, off, _ = _extrapolated(right, rounding, 2, at)
+        behind_of, also_off, _ = _extrapolated(left, rounding, 2, at)
+        sides.append((behind_of, ahead_of, off + also_off))
+    better = sides[0][2] <= sides[1][2]
+    return Difference(value, error, *(np.where(better, a, b) for a, b in zip(*sides, strict=True)))
 
 
 def roughness(f: Callable[[Array], Array], scale: Array, here: Array, eps: float) -> Array:
@@ -98,18 +103,22 @@ def roughness(f: Callable[[Array], Array], scale: Array, here: Array, eps: float
     """
     residual, still = np.zeros_like(here), np.ones(here.shape, dtype=bool)
     for unit in (eps, max(eps, float(np.finfo(np.float32).eps))):
-        moved = np.array([f(j * SPACING * unit * scale) - here for j in range(1, PROBES + 1)])
+        moved = np.array([f(float(probe) * unit * scale) - here for probe in PROBES])
         residual = np.where(still, np.abs(np.tensordot(_OFF_CUBIC, moved, 1)).max(0), residual)
-        still &= (moved == 0).all(0)
+        still &= (moved == moved[0]).all(0)
     noise: Array = 3 * np.maximum(residual, eps * np.abs(here))
     return noise
 
 
 def _extrapolated(
-    quotients: Sequence[Array], rounding: Sequence[Array], power: int
-) -> tuple[Array, Array]:
-    """The best extrapolation to step 0 and its estimated error. ``power`` is 4 where halving a step
-    divides the leading error by 4, 2 where it halves it."""
+    quotients: Sequence[Array], rounding: Sequence[Array], power: int, at: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """The best extrapolation to step 0, its estimated error, and the shortest step it is made of.
+
+    ``power`` is 4 where halving a step divides the leading error by 4, 2 where it halves it. With
+    ``at``, the shortest step is the one that says, as a number from 0: so that one-sided derivatives
+    are those at the scale of the central one, whatever there is at smaller scales.
+    """
     # What the coefficients of an extrapolation add up to, at most: ∏ (p^m + 1) / (p^m − 1).
     growth = float(np.prod([(power**m + 1) / (power**m - 1) for m in range(1, ORDERS + 1)]))
     rows: list[list[Array]] = []  # row k: extrapolations from steps k, then k − 1 and k, ...
@@ -121,15 +130,22 @@ def _extrapolated(
 
     blur = growth * np.array(rounding)
     last = np.array([row[-1] for row in rows])
-    best, least = last[-1], np.full(last.shape[1:], np.inf, dtype=last.dtype)
+    best, level = last[-1], np.full(last.shape[1:], len(rows) - 1)
+    least = np.full(best.shape, np.inf, dtype=best.dtype)
     for k in range(1, len(rows)):
+        # Two extrapolations may agree by chance. So must the one of the same order a step before, and
+        # what smaller steps give, which rounding blurs more (at times more than a few probes tell),
+        # must not contradict them.
+        later, doubt = last[k + 1 :], 2 * blur[k + 1 :]
         for m in range(1, len(rows[k])):
             value = rows[k][m]
-            off = np.maximum(np.abs(value - rows[k][m - 1]), np.abs(value - rows[k - 1][m - 1]))
-            # Two extrapolations may agree by chance. What smaller steps give, which rounding blurs
-            # more, must not contradict them.
-            contradiction = (np.abs(value - last[k + 1 :]) - blur[k + 1 :]).max(0, initial=0)
-            error = np.maximum(off, contradiction) + blur[k]
-            best = np.where(error < least, value, best)
-            least = np.where(error < least, error, least)
-    return best, least
+            others = [rows[k][m - 1], *rows[k - 1][m - 1 : m + 1]]
+            error = np.max([np.abs(value - other) for other in others], axis=0)
+            if at is None:
+                error = np.maximum(error, (np.abs(value - later) - doubt).max(0, initial=0))
+            error = error + blur[k]
+            better = error < least if at is None else (error < least) & (at == k)
+            best = np.where(better, value, best)
+            least = np.where(better, error, least)
+            level = np.where(better, k, level)
+    return best, least, level

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -21,7 +22,7 @@ from npmeta.objective import Batch, Objective, Risk
 from npmeta.tasks import TaskBatch
 from npmeta.weights import Dense
 
-__all__ = ["Given", "layers", "value_and_gradient"]
+__all__ = ["Given", "layers", "tiny_step", "value_and_gradient"]
 
 #: Inputs are moved by up to so many roundings to see what rounding does to a result.
 ROUNDINGS = 8
@@ -183,3 +184,10 @@ def value_and_gradient(objective: Objective, phi: Array, batch: Batch) -> tuple[
     except TypeError as error:
         raise ValueError(f"{objective!r} cannot be computed in {phi.dtype}: {error}") from error
     return lin.value, lin.grad
+
+
+def tiny_step(dtype: Any) -> Any:
+    """h whose square is nothing, so that not even a unit exactly at a kink is moved across it by the
+    product of two imaginary parts: 1e-205 in float64. float32 has no room for that."""
+    info = np.finfo(dtype)
+    return info.dtype.type(1e-15) if info.bits == 32 else info.tiny ** info.dtype.type(2 / 3)

@@ -21,7 +21,6 @@ float64, 2/(rows · outputs) in mse for one, so that methods agree to 1e-16 ther
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,20 +30,17 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta._validation import Array, lookup
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
-from npmeta.mlp import forward
-from npmeta.objective import Batch, Objective, Risk
+from npmeta.objective import Batch, Objective
 from npmeta.tasks import TaskBatch
 from npmeta.verification.differences import Difference, differentiate
-from npmeta.verification.given import ROUNDINGS, Given, layers, value_and_gradient
-from npmeta.weights import Dense
+from npmeta.verification.given import Given, tiny_step, value_and_gradient
+from npmeta.verification.kinks import nearest_kink
 
 __all__ = [
     "Reference",
-    "at_kinks",
     "complex_step",
     "extended",
     "meta_gradient",
-    "nearest_kink",
     "richardson",
 ]
 
@@ -159,7 +155,7 @@ def complex_step(
     _refuse_first_order(maml)
     given = Given.of(maml, params, tasks).cast(dtype)
     P, n = given.theta.size, given.alpha.size if "inner_lr" in named(params) else 0
-    h = _tiny_step(given.theta.dtype)
+    h = tiny_step(given.theta.dtype)
     derivative = np.empty(P + n, dtype=given.theta.dtype)
     for start, directions in given.in_stacks(np.eye(P + n, dtype=given.theta.dtype)):
         by_theta = 1j * h * directions[:, :P]
@@ -219,69 +215,12 @@ def richardson(
     return differentiate(f, scale, reach)
 
 
-def nearest_kink(
-    maml: MAML, params: ArrayLike | MetaParameters, tasks: TaskBatch, direction: ArrayLike
-) -> float:
-    """How far theta may go along a direction until a hidden unit, in any step, comes to a kink.
-
-    To first order: min |z − kink| / |ż| over the pre-activations z of all passes, with ż from one
-    complex inner loop. Infinite where there is no kink; the kinks of losses are not looked for.
-    """
-    given = Given.of(maml, params, tasks).cast(np.float64)
-    v = np.asarray(direction, dtype=np.float64)
-    h = _tiny_step(v.dtype)
-    nearest = np.inf
-    for z, kink, _ in _at_kinked_units(given, given.theta + 1j * h * v):
-        moves = z[z.imag != 0]
-        away = np.abs(moves.real - kink) / np.abs(moves.imag / h)
-        nearest = min(nearest, float(np.min(away, initial=np.inf)))
-    return nearest
-
-
-def at_kinks(
-    maml: MAML, params: ArrayLike | MetaParameters, tasks: TaskBatch, precision: DTypeLike
-) -> int:
-    """How many pre-activations, in all passes, are so near a kink that rounding may take them across.
-
-    Within the roundings that ``Reference.error`` is about, of the terms z is a sum of.
-    """
-    given = Given.of(maml, params, tasks).cast(np.float64)
-    unit = ROUNDINGS * float(np.finfo(precision).eps)
-    return sum(
-        int((np.abs(z - kink) <= unit * terms).sum())
-        for z, kink, terms in _at_kinked_units(given, given.theta)
-    )
-
-
-def _at_kinked_units(given: Given, theta: Array) -> Iterator[tuple[Array, float, Array]]:
-    """For every pass, hidden layer and kink of its activation: z, the kink, and Σ |a| |W| + |b|."""
-    if not isinstance(given.objective, Risk):
-        return
-    model = given.objective.model
-    if not any(f.kinks for f in model.activations):
-        return
-    for phi, (x, _) in given.passes(theta):
-        held = layers(given.objective, phi)
-        at = forward(held, model.activations, x)
-        for f, layer, a, z in zip(model.activations, held[:-1], at.a[:-1], at.z[:-1], strict=True):
-            terms = Dense(np.abs(layer.W), np.abs(layer.b)).act(np.abs(a))
-            for kink in f.kinks:
-                yield z, kink, terms
-
-
 # --- the adjoint ------------------------------------------------------------------------------------
-
-
-def _tiny_step(dtype: Any) -> Any:
-    """h whose square is nothing, so that not even a unit exactly at a kink is moved across it by the
-    product of two imaginary parts: 1e-205 in float64. float32 has no room for that."""
-    info = np.finfo(dtype)
-    return info.dtype.type(1e-15) if info.bits == 32 else info.tiny ** info.dtype.type(2 / 3)
 
 
 def _complex_step_product(objective: Objective, phi: Array, batch: Batch, v: Array) -> Array:
     """H v = Im ∇L(φ + ihv)/h, for v of any size: the step goes along v/|v|."""
-    h = _tiny_step(phi.dtype)
+    h = tiny_step(phi.dtype)
     largest = np.abs(v).max(-1, keepdims=True)
     unit = v / np.where(largest > 0, largest, 1)
     _, gradient = value_and_gradient(objective, phi + 1j * (h * unit), batch)
@@ -342,7 +281,7 @@ def _refuse_first_order(maml: MAML) -> None:
 def _check_complex_safe(given: Given) -> None:
     """Im L(φ + ihv)/h must be ⟨∇L(φ), v⟩, at θ, on the support and on the query sets."""
     given = given.cast(np.float64)
-    h = _tiny_step(np.float64)
+    h = tiny_step(np.float64)
     phi = np.broadcast_to(given.theta, (len(given.support[0]), given.theta.size))
     v = np.random.default_rng(0).normal(size=given.theta.size)
     for batch in (given.support, given.query):

@@ -22,11 +22,11 @@ from npmeta.verification.checks import (
     check_deterministic,
     check_gradient,
     check_hvp,
-    check_taylor,
 )
 from npmeta.verification.meta_gradients import check_meta_gradient, compare
 from npmeta.verification.oracle import complex_step, extended, meta_gradient, richardson
 from npmeta.verification.reports import Finding, Report, Verdict, judge, worst
+from npmeta.verification.taylor import check_taylor
 
 __all__ = ["HEAD", "Line", "machine", "run", "slopes"]
 

@@ -1,0 +1,69 @@
+"""Where a network's derivatives jump: how far the nearest kink is, and whether rounding crosses one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from npmeta._validation import Array
+from npmeta.algorithms import MAML
+from npmeta.algorithms.base import MetaParameters
+from npmeta.mlp import forward
+from npmeta.objective import Risk
+from npmeta.tasks import TaskBatch
+from npmeta.verification.given import ROUNDINGS, Given, layers, tiny_step
+from npmeta.weights import Dense
+
+__all__ = ["at_kinks", "nearest_kink"]
+
+
+def nearest_kink(
+    maml: MAML, params: ArrayLike | MetaParameters, tasks: TaskBatch, direction: ArrayLike
+) -> float:
+    """How far theta may go along a direction until a hidden unit, in any step, comes to a kink.
+
+    To first order: min |z − kink| / |ż| over the pre-activations z of all passes, with ż from one
+    complex inner loop. Infinite where there is no kink; the kinks of losses are not looked for.
+    """
+    given = Given.of(maml, params, tasks).cast(np.float64)
+    v = np.asarray(direction, dtype=np.float64)
+    h = tiny_step(v.dtype)
+    nearest = np.inf
+    for z, kink, _ in _kinked_units(given, given.theta + 1j * h * v):
+        moves = z[z.imag != 0]
+        away = np.abs(moves.real - kink) / np.abs(moves.imag / h)
+        nearest = min(nearest, float(np.min(away, initial=np.inf)))
+    return nearest
+
+
+def at_kinks(
+    maml: MAML, params: ArrayLike | MetaParameters, tasks: TaskBatch, precision: DTypeLike
+) -> int:
+    """How many pre-activations, in all passes, are so near a kink that rounding may take them across.
+
+    Within the roundings that ``Reference.error`` is about, of the terms z is a sum of.
+    """
+    given = Given.of(maml, params, tasks).cast(np.float64)
+    unit = ROUNDINGS * float(np.finfo(precision).eps)
+    return sum(
+        int((np.abs(z - kink) <= unit * terms).sum())
+        for z, kink, terms in _kinked_units(given, given.theta)
+    )
+
+
+def _kinked_units(given: Given, theta: Array) -> Iterator[tuple[Array, float, Array]]:
+    """For every pass, hidden layer and kink of its activation: z, the kink, and Σ |a| |W| + |b|."""
+    if not isinstance(given.objective, Risk):
+        return
+    model = given.objective.model
+    if not any(f.kinks for f in model.activations):
+        return
+    for phi, (x, _) in given.passes(theta):
+        held = layers(given.objective, phi)
+        at = forward(held, model.activations, x)
+        for f, layer, a, z in zip(model.activations, held[:-1], at.a[:-1], at.z[:-1], strict=True):
+            terms = Dense(np.abs(layer.W), np.abs(layer.b)).act(np.abs(a))
+            for kink in f.kinks:
+                yield z, kink, terms

@@ -1,0 +1,65 @@
+"""``npmeta check``: one screen, and a status that tells."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from npmeta import activations
+from npmeta.cli import main
+from npmeta.verification import Verdict, selfcheck
+
+
+def test_the_screen(capsys, tmp_path):
+    picture = tmp_path / "slopes.png"
+    pytest.importorskip("matplotlib")
+    assert main(["check", "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert len(lines) < 24, "one screen"
+    assert lines[0].startswith("npmeta ")
+    assert "NumPy" in lines[0]
+    assert sum(line.startswith("PASS") for line in lines) == 14
+    assert "None of 14 checks failed." in lines
+    assert lines[-1] == str(picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def a_wrong_second_derivative(monkeypatch):
+    """tanh whose f'' is off by a thousandth."""
+    right = activations.TANH
+    wrong = dataclasses.replace(right, d2f=lambda z, a: 1.001 * right.d2f(z, a))
+    monkeypatch.setitem(activations.ACTIVATIONS, "tanh", wrong)
+
+
+def test_a_fault_is_found(a_wrong_second_derivative, capsys):
+    assert main(["check"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line for line in lines if line.startswith("FAIL")]
+    assert any("float64  meta-gradients" in line and "tanh" in line for line in failed)
+    assert any("float64  Hessian products" in line for line in failed)
+    # First derivatives are as they were, and so are the oracles that use nothing else.
+    assert not any("gradients = differences" in line or "oracles" in line for line in failed)
+
+
+def test_a_line_says_what_is_open_and_what_failed():
+    from npmeta.verification import Finding, Report
+
+    open_, right = (
+        Finding("a", Verdict.INCONCLUSIVE, 1.0, 2.0, 1.0, "a kink"),
+        Finding("b", Verdict.PASS, 1e-3, 2e-3, 1.0),
+    )
+    wrong = Finding("c", Verdict.FAIL, 1.0, 1e-3, 1.0, "1e+03 times the bar")
+    line = selfcheck.Line.of("some", iter([Report("r", (open_, right))]))
+    assert (line.verdict, line.cases, line.open, line.error) == (Verdict.PASS, 2, 1, 1e-3)
+    assert "1 inconclusive" in str(line)
+    line = selfcheck.Line.of("some", iter([Report("r", (right, wrong))]))
+    assert line.verdict is Verdict.FAIL
+    assert line.reason == "r: c 1e+03 times the bar"
+    assert selfcheck.Line.of("some", iter([Report("r", (open_,))])).verdict is Verdict.INCONCLUSIVE
+
+
+def test_the_picture_needs_a_folder(capsys, tmp_path):
+    assert main(["check", "--plot", str(tmp_path / "nowhere" / "x.png")]) == 2
+    assert np.count_nonzero([capsys.readouterr().err]) == 1
