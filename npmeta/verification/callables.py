@@ -156,8 +156,9 @@ def derivative_bar(found: Difference, rounding: Array) -> tuple[Array, Array]:
     """
     gap = np.abs(found.right - found.left)
     kinked = gap > SAFETY_OF_DIFFERENCES * (found.gap_error + found.error)
-    # A gradient that is not finite has no rounding, and must not widen its own bar.
-    rounding = np.where(np.isfinite(rounding), rounding, 0)
+    # What a gradient does when x moves across a kink is in the gap already. One that is not finite has
+    # no rounding, and must not widen its own bar.
+    rounding = np.where(kinked | ~np.isfinite(rounding), 0, rounding)
     return SAFETY_OF_DIFFERENCES * found.error + rounding + (gap + found.gap_error) / 2, kinked
 
 

@@ -24,8 +24,8 @@ def nearest_kink(
 ) -> float:
     """How far theta may go along a direction until a hidden unit, in any step, comes to a kink.
 
-    To first order: min |z − kink| / |ż| over the pre-activations z of all passes, with ż from one
-    complex inner loop. Infinite where there is no kink; the kinks of losses are not looked for.
+    To first order: the least ratio of z − kink to ż, in size, over the pre-activations z of all
+    passes, with ż from one complex inner loop. Infinite where there is no kink; the kinks of losses are not looked for.
     """
     given = Given.of(maml, params, tasks).cast(np.float64)
     v = np.asarray(direction, dtype=np.float64)
@@ -54,7 +54,8 @@ def at_kinks(
 
 
 def _kinked_units(given: Given, theta: Array) -> Iterator[tuple[Array, float, Array]]:
-    """For every pass, hidden layer and kink of its activation: z, the kink, and Σ |a| |W| + |b|."""
+    """For every pass, hidden layer and kink of its activation: z, the kink, and z with all terms of
+    its sum made positive."""
     if not isinstance(given.objective, Risk):
         return
     model = given.objective.model
