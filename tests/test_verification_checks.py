@@ -71,6 +71,9 @@ def test_a_right_gradient_passes_at_every_scale(scale):
     assert report["x"].relative_bar < 1e-10
     assert check_hvp(scaled, lambda x, v: scale * f_hvp(x, v), X).passed
     assert check_taylor(scaled, X).passed
+    for wrong in (lambda x, v: 0.999 * scale * f_hvp(x, v), lambda x, v: 0 * v):
+        assert check_hvp(scaled, wrong, X)["x"].verdict is Verdict.FAIL
+    assert check_gradient(changed(scaled, lambda g: 0.999 * g), X).verdict is Verdict.FAIL
 
 
 def test_float32_passes_with_a_wider_bar():

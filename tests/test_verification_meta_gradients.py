@@ -190,7 +190,7 @@ def test_at_kinks():
 
 def test_a_loop_that_runs_away():
     p = problem("mse", "relu")
-    maml = nm.MAML(p.model, "mse", 1e3, 40)
+    maml = nm.MAML(p.model, "mse", 1e3, 400)
     with np.errstate(all="ignore"):
         gradient = maml.meta_gradient(p.theta, p.tasks).grad
     report = check_meta_gradient(maml, p.theta, p.tasks, gradient)

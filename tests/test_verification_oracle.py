@@ -1,6 +1,7 @@
 """Three oracles of the meta-gradient certify one another, and each says how far it can be trusted."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -250,6 +251,24 @@ def test_what_is_not_complex_safe_is_noticed():
         meta_gradient(maml, theta, tasks)
     exact = maml.meta_gradient(theta, tasks).grad
     assert_close(meta_gradient(maml, theta, tasks, products="difference").grad, exact, 1e-9)
+
+
+def test_a_function_that_refuses_complex_numbers():
+    def refuses(phi, x, y):
+        if np.iscomplexobj(phi):
+            raise TypeError("no complex numbers here")
+        return phi.sum(), np.ones(3)
+
+    def drops(phi, x, y):
+        return math.fsum(phi), np.ones(3)  # with a warning, of which it makes a real number
+
+    for function, message in (
+        (refuses, "no complex numbers here; products="),
+        (drops, "not complex-safe"),
+    ):
+        maml = nm.MAML(nm.FunctionObjective(3, function), inner_lr=0.5)
+        with pytest.raises(ValueError, match=message):
+            meta_gradient(maml, np.ones(3), logistic_tasks())
 
 
 # --- errors -----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from npmeta.verification.callables import (
     why_wide,
 )
 from npmeta.verification.differences import differentiate
-from npmeta.verification.reports import Report, judge
+from npmeta.verification.reports import Report, judge, norm
 
 __all__ = ["check_batched", "check_deterministic", "check_gradient", "check_hvp"]
 
@@ -140,33 +140,31 @@ def check_hvp(
         found = differentiate(along, np.ones_like(v), eps=f.eps)
     spread = f.spread(lambda point: product(v, point)) + f.eps * np.abs(Hv)
     bar, kinked = derivative_bar(found, SAFETY * spread)
-    whole = float(np.linalg.norm(Hv))
+    whole = norm(Hv)
     findings = [
         judge(
             name,
-            float(np.linalg.norm((found.value - Hv)[at])),
-            float(np.linalg.norm(bar[at])),
-            max(float(np.linalg.norm(Hv[at])), float(np.linalg.norm(found.value[at]))),
+            norm((found.value - Hv)[at]),
+            norm(bar[at]),
+            max(norm(Hv[at]), norm(found.value[at])),
             why_wide=why_wide(bool(kinked[at].any()), f),
             zero=np.sqrt(f.eps) * whole,
         )
         for name, at in f.layout.blocks.items()
     ]
     noise_u = f.spread(lambda point: product(u, point)) + f.eps * np.abs(Hu)
-    crossed = float(
-        np.linalg.norm(u) * np.linalg.norm(spread) + np.linalg.norm(v) * np.linalg.norm(noise_u)
-    )
+    crossed = norm(u) * norm(spread) + norm(v) * norm(noise_u)
     symmetry = abs(float(u @ Hv - v @ Hu))
-    sizes = float(np.linalg.norm(u) * np.linalg.norm(Hv))
+    sizes = norm(u) * norm(Hv)
     findings.append(judge("symmetry", symmetry, SAFETY * crossed, sizes, why_wide=why_wide(False, f)))
     combined = product(2 * u - 3 * v) - (2 * Hu - 3 * Hv)
     noise = 2 * noise_u + 3 * spread
     findings.append(
         judge(
             "linearity",
-            float(np.linalg.norm(combined)),
-            SAFETY * float(np.linalg.norm(noise)),
-            float(np.linalg.norm(2 * Hu - 3 * Hv)),
+            norm(combined),
+            SAFETY * norm(noise),
+            norm(2 * Hu - 3 * Hv),
             why_wide=why_wide(False, f),
         )
     )
@@ -180,8 +178,8 @@ def check_deterministic(function: ValueAndGradient, x: Any, *, times: int = 3) -
     value_off = max(abs(value - f.value) for value, _ in again)
     findings = [judge("value", value_off, 0.0, abs(f.value))]
     for name, at in f.layout.blocks.items():
-        off = max(float(np.linalg.norm((gradient - f.gradient)[at])) for _, gradient in again)
-        findings.append(judge(name, off, 0.0, float(np.linalg.norm(f.gradient[at]))))
+        off = max(norm((gradient - f.gradient)[at]) for _, gradient in again)
+        findings.append(judge(name, off, 0.0, norm(f.gradient[at])))
     return Report(f"{times} times the same", tuple(findings))
 
 
@@ -215,11 +213,11 @@ def check_batched(
     findings = [
         judge(
             name,
-            float(np.linalg.norm((f.gradient - gradient)[at])),
-            SAFETY * float(np.linalg.norm(spread[at])),
-            float(np.linalg.norm(gradient[at])),
+            norm((f.gradient - gradient)[at]),
+            SAFETY * norm(spread[at]),
+            norm(gradient[at]),
             why_wide=why_wide(False, f),
-            zero=SAFETY * float(np.linalg.norm(spread)),
+            zero=SAFETY * norm(spread),
         )
         for name, at in f.layout.blocks.items()
     ]
@@ -234,8 +232,8 @@ def _directions(gradient: Array, rng: np.random.Generator) -> list[Array]:
     if gradient.size <= DIRECTIONS + 1:
         return list(np.eye(gradient.size))
     random = list(rng.normal(size=(DIRECTIONS, gradient.size)))
-    norm = float(np.linalg.norm(gradient))
-    own = [gradient / norm * np.sqrt(gradient.size)] if 0 < norm < np.inf else []
+    length = norm(gradient)
+    own = [gradient / length * np.sqrt(gradient.size)] if 0 < length < np.inf else []
     return own + random
 
 

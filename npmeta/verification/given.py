@@ -182,7 +182,8 @@ def value_and_gradient(objective: Objective, phi: Array, batch: Batch) -> tuple[
         point = layers(objective, phi) if isinstance(objective, Risk) else objective.hold(phi)
         lin = objective.at(point, batch)
     except TypeError as error:
-        raise ValueError(f"{objective!r} cannot be computed in {phi.dtype}: {error}") from error
+        hint = "; products='difference' needs real parameters only" if phi.dtype.kind == "c" else ""
+        raise ValueError(f"{objective!r} cannot be computed in {phi.dtype}: {error}{hint}") from error
     return lin.value, lin.grad
 
 

@@ -25,7 +25,8 @@ def nearest_kink(
     """How far theta may go along a direction until a hidden unit, in any step, comes to a kink.
 
     To first order: the least ratio of z − kink to ż, in size, over the pre-activations z of all
-    passes, with ż from one complex inner loop. Infinite where there is no kink; the kinks of losses are not looked for.
+    passes, with ż from one complex inner loop. Infinite where there is no kink; the kinks of losses
+    are not looked for.
     """
     given = Given.of(maml, params, tasks).cast(np.float64)
     v = np.asarray(direction, dtype=np.float64)

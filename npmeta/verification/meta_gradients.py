@@ -17,7 +17,7 @@ from npmeta.objective import Objective, Risk
 from npmeta.tasks import TaskBatch
 from npmeta.verification.kinks import at_kinks
 from npmeta.verification.oracle import Reference, meta_gradient
-from npmeta.verification.reports import Finding, Report, Verdict, judge
+from npmeta.verification.reports import Finding, Report, Verdict, judge, norm
 
 __all__ = ["SecondOrder", "blocks", "check_meta_gradient", "compare", "second_order"]
 
@@ -76,14 +76,13 @@ def second_order(gradient: ArrayLike, reference: Reference) -> SecondOrder:
     """
     c = np.asarray(gradient, dtype=np.float64)
     part = reference.grad - reference.first_order
-    norm = float(np.linalg.norm(part))
-    if norm == 0:
+    size = norm(part)
+    if size == 0:
         return SecondOrder(np.nan, np.nan, np.nan, 0.0)
-    away = (c - reference.first_order) / norm
-    share = float(away @ (part / norm))
-    residual = float(np.linalg.norm(away - share * part / norm))
-    bar = SAFETY * float(np.linalg.norm(reference.error["theta"])) / norm
-    return SecondOrder(share, bar, residual, norm / float(np.linalg.norm(reference.grad)))
+    away, u = (c - reference.first_order) / size, part / size
+    share = float(away @ u)
+    bar = SAFETY * norm(reference.error["theta"]) / size
+    return SecondOrder(share, bar, norm(away - share * u), size / norm(reference.grad))
 
 
 def check_meta_gradient(
@@ -118,8 +117,9 @@ def check_meta_gradient(
     Returns
     -------
     Report
-        A finding for each block of :func:`blocks`, for "inner_lr" and "loss" where given. Its numbers
-        are those of :func:`second_order`, unless ``maml.first_order``.
+        A finding for each block of :func:`~npmeta.verification.meta_gradients.blocks`, for "inner_lr"
+        and "loss" where given. Its numbers are those of
+        :func:`~npmeta.verification.meta_gradients.second_order`, unless ``maml.first_order``.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def check_meta_gradient(
     title = f"meta-gradient in {dtype} of {maml.objective!r}, {maml.inner_steps} inner steps"
     with np.errstate(all="ignore"):
         findings = list(compare(maml.objective, candidate, reference, dtype))
-        sizes = np.linalg.norm(reference.grad), np.linalg.norm(reference.error["theta"])
+        sizes = norm(reference.grad), norm(reference.error["theta"])
     if loss is not None:
         error, scale = reference.loss_error, abs(reference.loss)
         findings.append(_finding("loss", loss, reference.loss, error, dtype, scale))
@@ -179,7 +179,7 @@ def compare(
     ``error`` is for computations in ``dtype``."""
     for name, values in candidate.items():
         exact, error = reference.grads[name], reference.error[name]
-        whole = float(np.linalg.norm(exact))
+        whole = norm(exact)
         parts = blocks(objective) if name == "theta" else {name: ...}
         for block, at in parts.items():
             yield _finding(block, values[at], exact[at], error[at], np.dtype(dtype), whole)
@@ -197,12 +197,12 @@ def _finding(
     """Norms of the difference, of what rounding does, and of the block."""
     eps = float(np.finfo(dtype).eps)
     exact, off = np.asarray(exact), np.asarray(candidate, dtype=np.float64) - np.asarray(exact)
-    scale = float(np.linalg.norm(exact))
+    scale = norm(exact)
     # Its own last digit is rounding too, where the inputs' is not felt.
-    bar = SAFETY * (float(np.linalg.norm(error)) + eps * scale)
+    bar = SAFETY * (norm(error) + eps * scale)
     return judge(
         name,
-        float(np.linalg.norm(off)),
+        norm(off),
         bar,
         scale,
         why_wide=f"rounding in {dtype}",

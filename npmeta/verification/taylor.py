@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 from npmeta._validation import Array
 from npmeta.verification.callables import SAFETY, Function, ValueAndGradient, derivative_bar, why_wide
 from npmeta.verification.differences import Difference, differentiate, roughness
-from npmeta.verification.reports import Finding, Report, Verdict, judge
+from npmeta.verification.reports import Finding, Report, Verdict, judge, norm
 
 __all__ = ["check_taylor"]
 
@@ -59,7 +59,7 @@ def check_taylor(
         away = np.array([values(h), values(-h)]) - f.value
         noise = float(roughness(values, np.ones(1), np.array([f.value]), f.eps)[0])
         found = differentiate(values, np.ones(1), eps=f.eps)
-        rounding = float(np.linalg.norm(v * f.spread(lambda point: f(point)[1])))
+        rounding = norm(v * f.spread(lambda point: f(point)[1]))
     sides, first = np.array([[1.0], [-1.0]]), float(f.gradient @ v)
     remainder = np.abs(away - sides * h * first)  # (2, steps): ahead and behind
     blur = noise + h * rounding
@@ -67,7 +67,7 @@ def check_taylor(
     checks = [(_Derivative("gradient", 2, first, rounding, found), remainder, blur)]
     if hvp is not None:
         Hv = f.layout.flat(hvp(f.layout.build(f.layout.vector), f.layout.build(v)), "the product")
-        second, rounding = float(v @ Hv), f.eps * float(np.linalg.norm(Hv * v))
+        second, rounding = float(v @ Hv), f.eps * norm(Hv * v)
         remainder = np.abs(away - sides * h * first - h * h * second / 2)
         curves["2"] = remainder.max(0)
 
