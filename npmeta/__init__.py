@@ -13,6 +13,7 @@ from npmeta.objective import Linearization, Objective, Risk
 from npmeta.tasks import TaskBatch
 from npmeta.training import evaluate, meta_train
 from npmeta.vector_objectives import FunctionObjective, Quadratic
+from npmeta.verification import Problem
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "Loss",
     "MetaGradient",
     "Objective",
+    "Problem",
     "Quadratic",
     "Risk",
     "Scores",

@@ -13,14 +13,19 @@ from npmeta.verification.checks import (
     check_hvp,
 )
 from npmeta.verification.differences import Difference, differentiate
+from npmeta.verification.faults import FAULTS, Fault
 from npmeta.verification.meta_gradients import SecondOrder, blocks, check_meta_gradient, second_order
 from npmeta.verification.oracle import Reference, complex_step, meta_gradient, richardson
+from npmeta.verification.problem import Problem
 from npmeta.verification.reports import Finding, Report, Verdict
 from npmeta.verification.taylor import check_taylor
 
 __all__ = [
+    "FAULTS",
     "Difference",
+    "Fault",
     "Finding",
+    "Problem",
     "Reference",
     "Report",
     "SecondOrder",

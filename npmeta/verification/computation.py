@@ -1,0 +1,311 @@
+r"""What a recipe computes: the inner loop, the way back, and what is made of the tasks' gradients.
+
+One piece of code for every choice of :class:`~npmeta.verification.recipe.Recipe`. With a momentum μ
+and a weight decay w that are both zero unless somebody has put them there,
+
+.. math:: v_s = \mu v_{s-1} + \nabla L^S(\varphi_s) + w \varphi_s, \qquad
+          &\varphi_{s+1} = \varphi_s - \alpha_s \circ v_s, \\
+          m_s = \mu m_{s+1} + \alpha_s \circ \lambda_{s+1}, \qquad
+          &\lambda_s = \lambda_{s+1} - (H_s + w I) m_s .
+
+Predictions are computed in float64, and in float32 to see what rounding does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from npmeta._validation import Array, DType
+from npmeta.mlp import MLP
+from npmeta.objective import Batch, Linearization, Objective, Risk
+from npmeta.verification.problem import Problem
+from npmeta.verification.recipe import Backward, Forward, Recipe
+from npmeta.verification.stand_ins import GELU_BY_TANH, SOFTMAX_TWICE
+
+__all__ = ["ORDERS", "Path", "combine", "evaluate", "follow", "pull_back"]
+
+FLOAT64 = np.dtype(np.float64)
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+
+class Path:
+    """The points φ_0..φ_S of an inner loop, and the losses linearised there as they are asked for."""
+
+    def __init__(
+        self,
+        choices: Forward,
+        objective: Objective,
+        support: Batch,
+        query: Batch,
+        step_sizes: Array,
+        decay: float,
+        points: list[Array],
+        steps: list[Linearization],
+    ) -> None:
+        self.choices, self.objective = choices, objective
+        self.support_rows, self.query_rows = support, query
+        self.step_sizes, self.decay, self.points = step_sizes, decay, points
+        self._known = {("support", s): lin for s, lin in enumerate(steps)}
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.points) - 1
+
+    def support(self, s: int) -> Linearization:
+        """The loss that is descended on, at φ_s."""
+        return self._at("support", s, self.support_rows)
+
+    def query(self, s: int) -> Linearization:
+        """The loss that is scored, at φ_s."""
+        return self._at("query", s, self.query_rows)
+
+    def _at(self, name: str, s: int, rows: Batch) -> Linearization:
+        if (name, s) not in self._known:
+            self._known[name, s] = self.objective.at(self.objective.hold(self.points[s]), rows)
+        return self._known[name, s]
+
+    @cached_property
+    def first_order(self) -> Array:
+        """∇L^Q(φ_S) of every task."""
+        return self.query(self.n_steps).grad
+
+
+def follow(problem: Problem, choices: Forward, dtype: DType = FLOAT64) -> Path:
+    """The inner loop with these choices."""
+    objective = _objective(problem.maml.objective, choices)
+    support, query = problem.batches(dtype)
+    if choices.loss == "targets broadcast":
+        support, query = _mean_targets(support), _mean_targets(query)
+    rows = {
+        "support": support,
+        "query": query,
+        "both": _each(lambda s, q: np.concatenate([s, q], axis=1), support, query),
+        "query of the next task": _each(lambda part: np.roll(part, -1, axis=0), query),
+        "query of the task before": _each(lambda part: np.roll(part, 1, axis=0), query),
+    }
+    adapt_on, score_on = rows[choices.adapt_on], rows[choices.score_on]
+    S = problem.S + choices.extra_steps
+    sizes = problem.step_sizes(dtype)[np.minimum(np.arange(S), max(problem.S, 1) - 1)]
+    sizes = sizes * dtype.type(choices.lr_factor) * _mask(problem, choices.adapted).astype(dtype)
+    decay = problem.maml.inner_weight_decay if choices.decay is None else choices.decay
+    theta = problem.theta.astype(dtype)
+
+    def walk(start: Array, rows: Batch, velocity: Any) -> tuple[list[Array], list[Linearization], Any]:
+        points, steps = [start], []
+        for s in range(S):
+            phi = points[-1]
+            if s == 0 or choices.gradient_at == "phi":
+                steps.append(objective.at(objective.hold(phi), rows))
+            descent = steps[-1].grad + decay * phi if decay else steps[-1].grad
+            velocity = choices.momentum * velocity + descent if choices.momentum else descent
+            points.append(phi - sizes[s] * velocity)
+        return points, steps, velocity
+
+    T = problem.T
+    if choices.start == "theta" and not choices.momentum_survives:
+        points, steps, _ = walk(np.tile(theta, (T, 1)), adapt_on, 0.0)
+        return Path(choices, objective, adapt_on, score_on, sizes, decay, points, steps)
+    walks, start, velocity = [], theta[None], 0.0
+    for t in range(T):  # one task after another
+        rows_of_one = _each(lambda part, t=t: part[t : t + 1], adapt_on)
+        one, _, after = walk(start, rows_of_one, velocity)
+        walks.append(one)
+        start = start if choices.start == "theta" else one[-1]
+        velocity = after if choices.momentum_survives else 0.0
+    points = [np.concatenate(same_step) for same_step in zip(*walks, strict=True)]
+    return Path(choices, objective, adapt_on, score_on, sizes, decay, points, [])
+
+
+def _each(function: Callable[..., Array], *batches: Batch) -> Batch:
+    """A function of the inputs, and of the targets."""
+    x, y = zip(*batches, strict=True)
+    return function(*x), function(*y)
+
+
+def _mask(problem: Problem, adapted: str) -> Array:
+    """1 where the inner loop moves a parameter, 0 elsewhere."""
+    mask = np.ones(problem.P)
+    if problem.model is None or adapted == "all":
+        return mask
+    head = problem.model.n_layers - 1
+    for name, place in problem.blocks.items():
+        layer, kind = name.split(".")
+        moves = {"weights": kind == "weight", "head": int(layer) == head, "body": int(layer) < head}
+        mask[place] = moves[adapted]
+    return mask
+
+
+def _objective(objective: Objective, choices: Forward) -> Objective:
+    if not isinstance(objective, Risk) or (choices.activation, choices.loss) == (None, None):
+        return objective
+    model, loss = objective.model, objective.loss
+    if choices.activation is not None:
+        by_tanh = choices.activation == GELU_BY_TANH.name
+        model = MLP(model.widths, GELU_BY_TANH if by_tanh else choices.activation)
+    return Risk(model, SOFTMAX_TWICE if choices.loss == "softmax twice" else loss)
+
+
+def _mean_targets(rows: Batch) -> Batch:
+    """Outputs (rows, 1) less targets (rows,) broadcast to (rows, rows): every output is compared with
+    every target, and the mean of the squares has the gradient that the mean target gives."""
+    x, y = rows
+    return x, np.broadcast_to(y.mean(axis=1, keepdims=True), y.shape)
+
+
+# --- backward -------------------------------------------------------------------------------------
+
+
+def pull_back(path: Path, choices: Backward) -> Array:
+    """Every task's meta-gradient ``(T, P)``, by the way back that is chosen."""
+    if path.choices.start == "last task, through the graph":
+        # Task t begins where task t − 1 ended, so its cotangent goes on through the tasks before. In
+        # the end all of it is the first task's.
+        total = np.zeros_like(path.first_order)
+        for t in reversed(range(len(total))):
+            cotangent = np.zeros_like(total)
+            cotangent[t] = path.first_order[t] + (total[t + 1] if t + 1 < len(total) else 0)
+            total[t] = _pull_back(path, choices, cotangent)[t]
+        total[1:] = 0
+        return total
+    back = _pull_back(path, choices, path.first_order)
+    if (choices.first, choices.second) != (1.0, 1.0):
+        q = path.first_order
+        back = choices.first * q + choices.second * (back - q)
+    return back
+
+
+def _pull_back(path: Path, choices: Backward, cotangent: Array) -> Array:
+    S, w, momentum = path.n_steps, path.decay, path.choices.momentum
+    at_theta = path.choices.gradient_at == "theta"
+    hessian: Callable[[int], Linearization] = {
+        "own": lambda s: path.support(0 if at_theta else s),
+        "theta": lambda s: path.support(0),
+        "end": lambda s: path.support(S),
+        "next": lambda s: path.support(s + 1),
+        "query": path.query,
+    }[choices.hessian_at]
+
+    lam, m = cotangent, np.zeros_like(cotangent)
+    unbent = cotangent  # what λ would be without any H
+    for s in range(S) if choices.reversed else reversed(range(S)):
+        if s < choices.stop:
+            break
+        if choices.scored == "every step" and s + 1 < S:
+            injected = path.query(s + 1).grad
+            lam, unbent = lam + injected, unbent + injected
+        # Where the inner gradients are all taken at θ, φ_s has no second derivative of its own.
+        moved = unbent if choices.linearised or at_theta else lam
+        m = momentum * m + path.step_sizes[s] * moved
+        if choices.curvature:
+            bent = hessian(s).hvp(m)
+            if w:
+                bent = bent + w * m
+            lam = (lam if choices.identity else 0) - choices.curvature * bent
+        if w and at_theta:
+            unbent = unbent - w * m
+        if choices.leak:
+            injected = choices.leak * path.support(s).grad
+            lam, unbent = lam + injected, unbent + injected
+    return lam
+
+
+# --- from the tasks' gradients to what is handed over ---------------------------------------------
+
+
+def combine(problem: Problem, path: Path, recipe: Recipe, per_task: Array) -> Array:
+    """One gradient ``(P,)`` of the tasks' ``(T, P)``, and what is done to it."""
+    kind, *arguments = recipe.tasks
+    gradient: Array
+    if kind == "only":
+        t, divisor = arguments
+        gradient = per_task[t] / divisor
+    elif kind == "without":
+        t, divisor = arguments
+        gradient = (per_task.sum(0) - per_task[t]) / divisor
+    elif kind == "reptile":
+        gradient = (path.points[0] - path.points[-1]).mean(0)
+    else:
+        gradient = per_task.mean(0)
+    for name, *arguments in recipe.finish:
+        gradient = finished(problem, path, gradient, name, *arguments)
+    return gradient
+
+
+def finished(problem: Problem, path: Path, g: Array, name: str, *arguments: Any) -> Array:
+    """What is done to a gradient g ``(P,)`` before it is handed over.
+
+    ============================  ==================================================================
+    ``times``, factor             factor · g
+    ``decay``, w                  g + w θ
+    ``step``, β                   θ − β g
+    ``clip``, c                   every entry between −c and c
+    ``norm``, c                   g · min(1, c / ‖g‖)
+    ``standardised``              (g − mean g) / std g
+    ``ordered``, how              the arrays of parameters in another order
+    ``zero``, names               these arrays zero
+    ``first order``, names        these arrays without second derivatives
+    ``transposed``, names         these weights' rows and columns exchanged
+    ============================  ==================================================================
+    """
+    theta = problem.theta.astype(g.dtype)
+    whole: dict[str, Callable[..., Array]] = {
+        "times": lambda factor: factor * g,
+        "decay": lambda w: g + w * theta,
+        "step": lambda beta: theta - beta * g,
+        "clip": lambda c: np.clip(g, -c, c),
+        "norm": lambda c: g * min(1.0, c / np.linalg.norm(g)),
+        "standardised": lambda: (g - g.mean()) / g.std(),
+    }
+    if name in whole:
+        return whole[name](*arguments)
+    places = problem.blocks
+    if name == "ordered":
+        return np.concatenate([g[places[block]] for block in ORDERS[arguments[0]](list(places))])
+    changed = g.copy()
+    first_order = path.first_order.mean(0) if name == "first order" else None
+    for block in arguments[0]:
+        part = g[places[block]]
+        if name == "zero":
+            part = np.zeros_like(part)
+        elif first_order is not None:
+            part = first_order[places[block]]
+        elif problem.model is not None and block.endswith("weight"):
+            l = int(block.split(".")[0])
+            part = part.reshape(problem.model.widths[l : l + 2]).T.reshape(-1)
+        changed[places[block]] = part
+    return changed
+
+
+#: Other orders of the arrays 0.weight, 0.bias, 1.weight, ...
+ORDERS: dict[str, Callable[[list[str]], list[str]]] = {
+    "bias before weight": lambda names: [n for pair in _pairs(names) for n in reversed(pair)],
+    "weights, then biases": lambda names: names[::2] + names[1::2],
+    "biases, then weights": lambda names: names[1::2] + names[::2],
+    "last layer first": lambda names: [n for pair in reversed(_pairs(names)) for n in pair],
+}
+
+
+def _pairs(names: list[str]) -> list[list[str]]:
+    return [names[i : i + 2] for i in range(0, len(names), 2)]
+
+
+def evaluate(problem: Problem, recipe: Recipe) -> Array:
+    """What the recipe computes, ``(P,)``, as float64."""
+    dtype = np.dtype(recipe.dtype)
+    path = follow(problem, recipe.forward, dtype)
+    per_task = pull_back(path, recipe.backward)
+    updates = [entry for entry in recipe.finish if entry[0] == "moved"]
+    if updates:
+        ((_, beta),) = updates
+        rest = replace(recipe, finish=tuple(e for e in recipe.finish if e[0] != "moved"))
+        g = combine(problem, path, replace(rest, finish=()), per_task)
+        moved = Problem(problem.maml, problem.theta - beta * g, problem.tasks)
+        return evaluate(moved, rest)
+    return combine(problem, path, recipe, per_task).astype(np.float64)

@@ -1,0 +1,11 @@
+"""The known mistakes, by id: what each makes of the meta-gradient, how it comes about, what to do."""
+
+from npmeta.verification.faults.assembly import ASSEMBLY, SCALE
+from npmeta.verification.faults.backward import BACKWARD
+from npmeta.verification.faults.base import Fault, Variant
+from npmeta.verification.faults.forward import FORWARD
+
+__all__ = ["FAULTS", "Fault", "Variant"]
+
+#: Every mistake by its id. Of several that fit, the one that comes first is named.
+FAULTS: dict[str, Fault] = {fault.id: fault for fault in [*BACKWARD, *FORWARD, *ASSEMBLY, *SCALE]}

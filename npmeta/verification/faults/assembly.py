@@ -1,0 +1,402 @@
+"""Mistakes made with gradients that were right: which tasks, which order, which factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from npmeta.verification.computation import ORDERS
+from npmeta.verification.faults.base import Fault, Variant, always
+from npmeta.verification.problem import Problem
+
+__all__ = ["ASSEMBLY", "SCALE"]
+
+#: What gradients are commonly clipped to.
+CLIP_NORMS = (0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 50.0, 100.0, 1000.0)
+
+
+def _last_task(problem: Problem) -> Iterator[Variant]:
+    if problem.T > 1:
+        last = problem.T - 1
+        yield Variant({"tasks": ("only", last, 1)})
+        yield Variant({"tasks": ("only", last, problem.T)}, "over T")
+
+
+def _first_task(problem: Problem) -> Iterator[Variant]:
+    if problem.T > 1:
+        yield Variant({"tasks": ("only", 0, 1)})
+        yield Variant({"tasks": ("only", 0, problem.T)}, "over T")
+
+
+def _skipped(problem: Problem) -> Iterator[Variant]:
+    for t in reversed(range(problem.T if problem.T > 2 else 0)):
+        yield Variant({"tasks": ("without", t, problem.T)}, f"task {t}")
+        yield Variant({"tasks": ("without", t, problem.T - 1)}, f"task {t}, mean of the others")
+
+
+def _transposed(problem: Problem) -> Iterator[Variant]:
+    # A matrix with one row or column is its own transpose when flat.
+    weights = [name for name in _weights(problem) if min(_shape(problem, name)) > 1]
+    if weights:
+        yield Variant({"finish": (("transposed", tuple(weights)),)}, "all weights")
+    for name in weights if len(weights) > 1 else ():
+        yield Variant({"finish": (("transposed", (name,)),)}, name)
+
+
+def _weights(problem: Problem) -> list[str]:
+    return [name for name in problem.blocks if name.endswith("weight")]
+
+
+def _shape(problem: Problem, name: str) -> Sequence[int]:
+    assert problem.model is not None
+    l = int(name.split(".")[0])
+    return problem.model.widths[l : l + 2]
+
+
+def _orders(problem: Problem) -> Iterator[Variant]:
+    names = list(problem.blocks)
+    seen = [names]
+    for how, order in ORDERS.items() if problem.model is not None else ():
+        if order(names) not in seen:
+            seen.append(order(names))
+            yield Variant({"finish": (("ordered", how),)}, how)
+
+
+def _blocks(what: str, needs_steps: bool) -> Callable[[Problem], Iterator[Variant]]:
+    """One array of parameters, or one layer, of several."""
+
+    def variants(problem: Problem) -> Iterator[Variant]:
+        names = list(problem.blocks)
+        if problem.model is None or (needs_steps and problem.S == 0):
+            return
+        for name in names:
+            yield Variant({"finish": ((what, (name,)),)}, name)
+        for pair in (names[i : i + 2] for i in range(0, len(names), 2)):
+            if len(pair) < len(names):
+                yield Variant({"finish": ((what, tuple(pair)),)}, f"layer {pair[0].split('.')[0]}")
+
+    return variants
+
+
+def _reptile(problem: Problem) -> Iterator[Variant]:
+    alpha = np.asarray(problem.maml.inner_lr)
+    if problem.S == 0:
+        return
+    if alpha.ndim == 0 and alpha > 0:
+        factor = 1 / float(alpha)
+        yield Variant({"tasks": ("reptile",), "finish": (("times", factor),)}, "(θ − φ_S)/α")
+    yield Variant({"tasks": ("reptile",)}, "θ − φ_S")
+
+
+def _norm_clipped(problem: Problem) -> Iterator[Variant]:
+    norm = np.linalg.norm(problem.gradient)
+    below = [c for c in CLIP_NORMS if c < 0.99 * norm]
+    if below:
+        yield Variant({"finish": (("norm", below[-1]),)}, factor=below[-1])
+
+
+def _values_clipped(problem: Problem) -> Iterator[Variant]:
+    limit = float(np.abs(problem.gradient).max()) / 2
+    if limit > 0:
+        yield Variant({"finish": (("clip", limit),)}, factor=limit)
+
+
+def _standardised(problem: Problem) -> Iterator[Variant]:
+    if problem.gradient.std() > 0:
+        yield Variant({"finish": (("standardised",),)})
+
+
+#: In the order of how simple they are: of several that fit, the first is named.
+ASSEMBLY = [
+    Fault(
+        "zeros",
+        "assembly",
+        "0",
+        "Nothing reaches θ.",
+        "Query loss on the fast weights; no detach(), no_grad() or .item() on the way; read p.grad "
+        "before zero_grad().",
+        "Differentiate by the params the inner loop begins at; no stop_gradient on them.",
+        always(finish=(("times", 0.0),)),
+    ),
+    Fault(
+        "last_task_only",
+        "assembly",
+        "g_T, or g_T / T",
+        "Every task overwrites the gradient of the one before.",
+        "Add the query losses up over tasks, then one backward(), or do not zero in between.",
+        "Average over the axis of vmap; scan must add to its carry.",
+        _last_task,
+    ),
+    Fault(
+        "first_task_only",
+        "assembly",
+        "g_1, or g_1 / T",
+        "Only the first task counts.",
+        "Look for a return or break inside the loop over tasks.",
+        "Look for an index [0] in place of a mean over the axis of vmap.",
+        _first_task,
+    ),
+    Fault(
+        "task_skipped",
+        "assembly",
+        "(1/T) Σ_{t≠k} g_t, or over T − 1",
+        "One task does not count.",
+        "Check the bounds of the loop over tasks, and drop_last in the loader.",
+        "Check the slices of the task axis.",
+        _skipped,
+    ),
+    Fault(
+        "weights_transposed",
+        "assembly",
+        "∇W → ∇Wᵀ",
+        "Weights are laid out the other way round.",
+        "nn.Linear holds W (out, in); hand over p.grad.T for y = xW + b.",
+        "Dense kernels are (in, out) like here; do not transpose them.",
+        _transposed,
+    ),
+    Fault(
+        "other_order",
+        "assembly",
+        "arrays of parameters in another order",
+        "The flat vector lists the arrays in another order than W_1, b_1, W_2, b_2, ...",
+        "parameters_to_vector in the order of the layers, weight before bias.",
+        "ravel_pytree sorts the keys of dicts (bias before kernel); hand over arrays by name.",
+        _orders,
+    ),
+    Fault(
+        "block_zero",
+        "assembly",
+        "∇ of one array or layer → 0",
+        "An array of parameters gets no gradient.",
+        "Look for a parameter the fast weights leave out, or with requires_grad=False.",
+        "Look for a leaf that is masked, frozen or closed over.",
+        _blocks("zero", needs_steps=False),
+    ),
+    Fault(
+        "block_first_order",
+        "assembly",
+        "∇ of one array or layer → that of q",
+        "An array of parameters gets no second derivatives.",
+        "Look for a detach() on one of the fast weights.",
+        "Look for a stop_gradient on one leaf.",
+        _blocks("first order", needs_steps=True),
+    ),
+    Fault(
+        "reptile",
+        "assembly",
+        "(θ − φ_S)/α",
+        "Reptile's update in place of MAML's gradient.",
+        "Differentiate the query loss by θ.",
+        "Differentiate the query loss by θ.",
+        _reptile,
+    ),
+    Fault(
+        "updated_theta",
+        "assembly",
+        "θ − β g",
+        "The updated parameters, not the gradient.",
+        "Hand over p.grad before optimizer.step(), not p.",
+        "Hand over the gradient, not the new params.",
+        always(factor=0.01, finish=(("step", 0.01),)),
+    ),
+    Fault(
+        "at_updated_theta",
+        "assembly",
+        "g(θ − β g(θ))",
+        "The gradient belongs to parameters that have made an outer step.",
+        "Compute the gradient before optimizer.step(), on a fresh copy of θ.",
+        "Compute the gradient at the problem's params, before any update.",
+        always(factor=0.01, finish=(("moved", 0.01),)),
+    ),
+    Fault(
+        "outer_weight_decay",
+        "assembly",
+        "g + w θ",
+        "The outer weight decay is in the gradient.",
+        "Hand over p.grad before an optimizer with weight_decay sees it; no L2 term in the loss.",
+        "Hand over the gradient before add_decayed_weights; no L2 term in the loss.",
+        always(factor=0.01, finish=(("decay", 0.01),)),
+    ),
+    Fault(
+        "values_clipped",
+        "assembly",
+        "min(max(g, −c), c)",
+        "Every entry is clipped.",
+        "Hand over the gradient before clip_grad_value_.",
+        "Hand over the gradient before optax.clip.",
+        _values_clipped,
+    ),
+    Fault(
+        "standardised",
+        "assembly",
+        "(g − mean g) / std g",
+        "The gradient is standardised.",
+        "Hand over the gradient itself.",
+        "Hand over the gradient itself.",
+        _standardised,
+    ),
+    Fault(
+        "float32",
+        "assembly",
+        "g, computed in float32",
+        "Right, but for the rounding of float32, in an answer that says it is float64.",
+        "model.double() and double tensors; or hand over a float32 array, to be judged as one.",
+        "jax.config.update('jax_enable_x64', True); or hand over a float32 array.",
+        always(dtype="float32"),
+    ),
+    Fault(
+        "not_finite",
+        "assembly",
+        "NaN or ∞",
+        "The gradient has entries that are not finite.",
+        "torch.autograd.set_detect_anomaly(True) finds the operation.",
+        "jax.config.update('jax_debug_nans', True) finds the operation.",
+        lambda problem: [],
+    ),
+]
+
+
+def _times(factor: Callable[[Problem], float]) -> Callable[[Problem], Iterator[Variant]]:
+    def variants(problem: Problem) -> Iterator[Variant]:
+        value = float(factor(problem))
+        if value != 1:
+            yield Variant({"finish": (("times", value),)}, factor=value)
+
+    return variants
+
+
+def _scale(
+    id: str, formula: str, cause: str, pytorch: str, jax: str, factor: Callable[[Problem], float]
+) -> Fault:
+    return Fault(id, "scale", formula, cause, pytorch, jax, _times(factor))
+
+
+_OUTER_TORCH = "reduction='mean' in the query loss, once."
+_OUTER_JAX = "jnp.mean, not jnp.sum, in the query loss, once."
+
+SCALE = [
+    _scale(
+        "summed_over_tasks",
+        "T g",
+        "A sum over the tasks, not their mean.",
+        "Divide the sum of the query losses by T before backward().",
+        "jnp.mean over the axis of vmap, not jnp.sum.",
+        lambda p: p.T,
+    ),
+    _scale(
+        "divided_by_tasks_twice",
+        "g / T",
+        "Divided by the number of tasks twice.",
+        "Divide by T once: in the loss or in the gradient.",
+        "Divide by T once: jnp.mean in the loss has done it.",
+        lambda p: 1 / p.T,
+    ),
+    _scale(
+        "times_query_rows",
+        "Q g",
+        "The query loss is a sum over its rows, not a mean.",
+        _OUTER_TORCH,
+        _OUTER_JAX,
+        lambda p: p.Q,
+    ),
+    _scale(
+        "times_support_rows",
+        "K g",
+        "A factor K: a mean and a sum over the support rows have been mixed up.",
+        _OUTER_TORCH,
+        _OUTER_JAX,
+        lambda p: p.K,
+    ),
+    _scale(
+        "times_outputs",
+        "d_out g",
+        "The query loss is a sum over the outputs, not a mean.",
+        _OUTER_TORCH,
+        _OUTER_JAX,
+        lambda p: p.n_outputs,
+    ),
+    _scale(
+        "times_query_rows_and_outputs",
+        "Q d_out g",
+        "The query loss is a sum over rows and outputs, not a mean.",
+        _OUTER_TORCH,
+        _OUTER_JAX,
+        lambda p: p.Q * p.n_outputs,
+    ),
+    _scale(
+        "over_query_rows",
+        "g / Q",
+        "The query loss is divided by its number of rows twice.",
+        _OUTER_TORCH,
+        _OUTER_JAX,
+        lambda p: 1 / p.Q,
+    ),
+    _scale(
+        "over_support_rows",
+        "g / K",
+        "A factor 1/K: the outer loss is divided by the support rows.",
+        _OUTER_TORCH,
+        _OUTER_JAX,
+        lambda p: 1 / p.K,
+    ),
+    _scale(
+        "over_outputs",
+        "g / d_out",
+        "The query loss is a mean over outputs where it should be a sum.",
+        _OUTER_TORCH,
+        _OUTER_JAX,
+        lambda p: 1 / p.n_outputs,
+    ),
+    _scale(
+        "doubled",
+        "2 g",
+        "Twice the gradient: a second backward pass added the same again, or a ½ is missing.",
+        "zero_grad() before every iteration: .grad adds up. And look for a missing ½ in the loss.",
+        "Look for a gradient that is carried over from the iteration before, or a missing ½.",
+        lambda p: 2,
+    ),
+    _scale(
+        "halved",
+        "g / 2",
+        "Half the gradient: a factor ½ in the query loss.",
+        "F.mse_loss has no factor ½; drop yours.",
+        "optax.l2_loss has a factor ½; use (o − y)².",
+        lambda p: 0.5,
+    ),
+    _scale(
+        "negated",
+        "−g",
+        "The sign is wrong: the gradient of what is maximised.",
+        "Return the gradient, not the direction of descent.",
+        "Return the gradient, not the update that optax adds to params.",
+        lambda p: -1,
+    ),
+    Fault(
+        "norm_clipped",
+        "scale",
+        "g · min(1, c/‖g‖)",
+        "The gradient is clipped to a norm.",
+        "Hand over the gradient before clip_grad_norm_.",
+        "Hand over the gradient before clip_by_global_norm.",
+        _norm_clipped,
+    ),
+    Fault(
+        "update",
+        "scale",
+        "−β g",
+        "The update, not the gradient.",
+        "Hand over p.grad, not the change of p.",
+        "Hand over the gradient, not the updates that the optimizer returns.",
+        always(factor=-0.01, finish=(("times", -0.01),)),
+    ),
+    Fault(
+        "scaled",
+        "scale",
+        "c g, any c > 0",
+        "The right direction, times a factor that has no name here.",
+        "Look for that factor in the loss, or in what is done to its gradient.",
+        "Look for that factor in the loss, or in what is done to its gradient.",
+        always(factor=1.7, finish=(("times", 1.7),)),
+    ),
+]

@@ -1,0 +1,153 @@
+"""A meta-learning problem with everything fixed that its gradient depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from npmeta._validation import Array, DType, as_parameters, check_finite
+from npmeta.adaptation import StepSizes
+from npmeta.algorithms import MAML
+from npmeta.mlp import MLP
+from npmeta.objective import Batch, Risk
+from npmeta.tasks import TaskBatch
+from npmeta.weights import flatten
+
+__all__ = ["Problem"]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """MAML, the meta-parameters it is differentiated at, and the tasks.
+
+    Parameters
+    ----------
+    maml : MAML
+        With exact second derivatives: ``first_order`` is one of the mistakes to be told apart.
+    theta : array_like, (P,)
+    tasks : TaskBatch
+
+    Raises
+    ------
+    ValueError
+        If ``maml`` is first order, or theta or the tasks do not fit it.
+
+    Examples
+    --------
+    >>> import numpy as np, npmeta as nm
+    >>> maml = nm.MAML(nm.MLP([1, 8, 8, 1], "tanh"), inner_lr=0.1, inner_steps=3)
+    >>> theta = maml.model.init(np.random.default_rng(0))
+    >>> problem = nm.Problem(maml, theta, nm.tasks.Sinusoid(shots=5).sample(0, 0, 3))
+    >>> problem
+    Problem(T=3, K=5, Q=10, S=3, P=97, float64)
+    """
+
+    maml: MAML
+    theta: Array
+    tasks: TaskBatch
+    _prepared: dict[DType, tuple[Batch, Batch]] = field(init=False, repr=False)
+
+    def __init__(self, maml: MAML, theta: ArrayLike, tasks: TaskBatch) -> None:
+        if maml.first_order:
+            raise ValueError("a problem is posed by exact MAML; leave out first_order=True")
+        parameters = as_parameters(theta, maml.objective.n_params)
+        if parameters.ndim != 1 or parameters.dtype.kind != "f":
+            raise ValueError(
+                f"theta must be real, of shape ({maml.objective.n_params},); got {parameters.dtype} "
+                f"{parameters.shape}"
+            )
+        check_finite(parameters, "theta")
+        object.__setattr__(self, "_prepared", {})
+        for name, value in (("maml", maml), ("theta", parameters.copy()), ("tasks", tasks)):
+            object.__setattr__(self, name, value)
+        self.theta.flags.writeable = False
+        self.batches(self.theta.dtype)  # data that does not fit is refused here
+
+    def __repr__(self) -> str:
+        sizes = f"T={self.T}, K={self.K}, Q={self.Q}, S={self.S}, P={self.P}"
+        return f"Problem({sizes}, {self.theta.dtype})"
+
+    # --- sizes, by the letters of the formulas --------------------------------------------------
+
+    @property
+    def T(self) -> int:
+        """Tasks."""
+        return len(self.tasks)
+
+    @property
+    def K(self) -> int:
+        """Support rows of a task."""
+        return int(self.tasks.support_x.shape[1])
+
+    @property
+    def Q(self) -> int:
+        """Query rows of a task."""
+        return int(self.tasks.query_x.shape[1])
+
+    @property
+    def S(self) -> int:
+        """Inner steps."""
+        return self.maml.inner_steps
+
+    @property
+    def P(self) -> int:
+        """Parameters."""
+        return int(self.theta.size)
+
+    @property
+    def risk(self) -> Risk | None:
+        """The network with its loss; None for an objective that is no network."""
+        return self.maml.objective if isinstance(self.maml.objective, Risk) else None
+
+    @property
+    def model(self) -> MLP | None:
+        """The network, if there is one."""
+        return None if self.risk is None else self.risk.model
+
+    @property
+    def n_outputs(self) -> int:
+        """d_out; 1 where there is no network."""
+        return 1 if self.model is None else self.model.widths[-1]
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Where each array of parameters lies in theta: ``0.weight``, ``0.bias``, ``1.weight``, ..."""
+        if self.model is None:
+            return {"theta": slice(0, self.P)}
+        places, start = {}, 0
+        for l, (W, b) in enumerate(self.model.unpack(self.theta)):
+            for name, array in (("weight", W), ("bias", b)):
+                places[f"{l}.{name}"] = slice(start, start + array.size)
+                start += array.size
+        return places
+
+    # --- data -----------------------------------------------------------------------------------
+
+    def batches(self, dtype: DType) -> tuple[Batch, Batch]:
+        """Support and query sets, checked and cast."""
+        if dtype not in self._prepared:
+            prepare = self.maml.objective.prepare
+            self._prepared[dtype] = (
+                prepare(self.tasks.support_x, self.tasks.support_y, dtype, "support_"),
+                prepare(self.tasks.query_x, self.tasks.query_y, dtype, "query_"),
+            )
+        return self._prepared[dtype]
+
+    def step_sizes(self, dtype: DType) -> Array:
+        """α written out for every step and parameter, ``(max(S, 1), P)``."""
+        objective = self.maml.objective
+        sizes = StepSizes(self.maml.inner_lr, objective, self.S, dtype)
+        ones = objective.hold(np.ones(self.P, dtype))
+        rows = [
+            flatten([block.scaled(scale) for block, scale in zip(ones, sizes[s], strict=True)])
+            for s in range(max(self.S, 1))
+        ]
+        return np.stack(rows)
+
+    @cached_property
+    def gradient(self) -> Array:
+        """The exact meta-gradient, ``(P,)``, in float64."""
+        return self.maml.meta_gradient(self.theta.astype(np.float64), self.tasks).grad
