@@ -13,7 +13,7 @@ from npmeta.objective import Linearization, Objective, Risk
 from npmeta.tasks import TaskBatch
 from npmeta.training import evaluate, meta_train
 from npmeta.vector_objectives import FunctionObjective, Quadratic
-from npmeta.verification import Problem
+from npmeta.verification import Diagnosis, Problem, diagnose
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ __all__ = [
     "MAML",
     "MLP",
     "Activation",
+    "Diagnosis",
     "FunctionObjective",
     "Linearization",
     "Loss",
@@ -32,6 +33,7 @@ __all__ = [
     "Scores",
     "TaskBatch",
     "__version__",
+    "diagnose",
     "evaluate",
     "meta_train",
     "tasks",

@@ -3,7 +3,8 @@
 :func:`check_gradient`, :func:`check_hvp` and :func:`check_taylor` take any Python function that returns
 a value and a gradient. :func:`check_meta_gradient` holds a meta-gradient, whoever computed it, against
 :func:`meta_gradient`, an oracle made of first-order code alone, which :func:`complex_step` and
-:func:`richardson` certify in their turn.
+:func:`richardson` certify in their turn. :func:`diagnose` names the mistake in one
+that is wrong.
 """
 
 from npmeta.verification.checks import (
@@ -12,7 +13,9 @@ from npmeta.verification.checks import (
     check_gradient,
     check_hvp,
 )
+from npmeta.verification.diagnosis import BlockReport, Diagnosis
 from npmeta.verification.differences import Difference, differentiate
+from npmeta.verification.doctor import Doctor, diagnose
 from npmeta.verification.faults import FAULTS, Fault
 from npmeta.verification.meta_gradients import SecondOrder, blocks, check_meta_gradient, second_order
 from npmeta.verification.oracle import Reference, complex_step, meta_gradient, richardson
@@ -22,7 +25,10 @@ from npmeta.verification.taylor import check_taylor
 
 __all__ = [
     "FAULTS",
+    "BlockReport",
+    "Diagnosis",
     "Difference",
+    "Doctor",
     "Fault",
     "Finding",
     "Problem",
@@ -38,6 +44,7 @@ __all__ = [
     "check_meta_gradient",
     "check_taylor",
     "complex_step",
+    "diagnose",
     "differentiate",
     "meta_gradient",
     "richardson",

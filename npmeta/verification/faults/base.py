@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from npmeta._validation import Array
 from npmeta.verification.computation import evaluate
 from npmeta.verification.problem import Problem
@@ -61,9 +63,14 @@ class Fault:
     variants: Callable[[Problem], Iterable[Variant]] = field(repr=False)
 
     def predict(self, problem: Problem) -> Array | None:
-        """The gradient that the mistake makes, ``(P,)`` in float64; None where it makes no sense."""
+        """The gradient that the mistake makes, ``(P,)`` in float64.
+
+        None where the mistake makes no sense, or its inner loop runs away.
+        """
         for variant in self.variants(problem):
-            return evaluate(problem, Recipe().having(variant.changes))
+            with np.errstate(all="ignore"):
+                gradient = evaluate(problem, Recipe().having(variant.changes))
+            return gradient if np.isfinite(gradient).all() else None
         return None
 
 

@@ -1,0 +1,166 @@
+"""What may have gone wrong: each known mistake, any two that go together, and the usual crowds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, groupby, product
+
+import numpy as np
+
+from npmeta._validation import Array
+from npmeta.verification.computation import Path, combine, follow, pull_back
+from npmeta.verification.faults import FAULTS, Fault, Variant
+from npmeta.verification.problem import Problem
+from npmeta.verification.recipe import Recipe
+
+__all__ = ["RIGHT", "Hypothesis", "crowds", "known_factors", "pairs", "predictions", "singles"]
+
+#: Mistakes with a number in them that only a fit can find, or that are seen in the answer itself.
+#: They are not computed in advance.
+FOUND_OTHERWISE = {
+    "inner_lr",
+    "updated_theta",
+    "at_updated_theta",
+    "outer_weight_decay",
+    "values_clipped",
+    "zeros",
+    "float32",
+    "not_finite",
+}
+
+#: Work above which pairs are limited to the likeliest, and crowds left out: in numbers to be computed
+#: in an inner loop, and what a call of NumPy costs beside them.
+MOST_FOR_ALL_PAIRS, MOST_FOR_CROWDS, CALLS = 120_000, 20_000, 2_000
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """Mistakes made together, and the recipe that they make."""
+
+    parts: tuple[tuple[Fault, Variant], ...]
+    recipe: Recipe
+
+    @staticmethod
+    def of(*parts: tuple[Fault, Variant]) -> Hypothesis:
+        recipe = Recipe()
+        for _, variant in parts:
+            recipe = recipe.having(variant.changes)
+        return Hypothesis(parts, recipe)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(fault.id for fault, _ in self.parts)
+
+    def __add__(self, part: tuple[Fault, Variant]) -> Hypothesis:
+        return Hypothesis.of(*self.parts, part)
+
+
+#: That nothing went wrong.
+RIGHT = Hypothesis((), Recipe())
+
+
+def singles(problem: Problem) -> list[Hypothesis]:
+    """Every mistake but the factors, in every form that it has on the problem."""
+    return [
+        Hypothesis.of((fault, variant))
+        for fault in FAULTS.values()
+        if fault.stage != "scale" and fault.id not in FOUND_OTHERWISE
+        for variant in fault.variants(problem)
+    ]
+
+
+def known_factors(problem: Problem) -> list[tuple[Fault, Variant]]:
+    """The factors that have a name."""
+    return [
+        (fault, variant)
+        for fault in FAULTS.values()
+        if fault.stage == "scale" and fault.id not in ("update", "scaled", "norm_clipped")
+        for variant in fault.variants(problem)
+    ]
+
+
+def pairs(problem: Problem) -> list[Hypothesis]:
+    """Two mistakes at once, of those that leave each other room."""
+    likely = {"lr_factor", "adapted"}
+    every = _work(problem) <= MOST_FOR_ALL_PAIRS
+    found = []
+    for one, other in combinations(singles(problem), 2):
+        (a,), (b,) = one.parts, other.parts
+        if not _go_together(a, b):
+            continue
+        changed = {*a[1].changes, *b[1].changes}
+        # What is done after the tasks' gradients are known costs nothing.
+        if every or changed & likely or "assembly" in (a[0].stage, b[0].stage):
+            found.append(Hypothesis.of(a, b))
+    return found
+
+
+def _go_together(a: tuple[Fault, Variant], b: tuple[Fault, Variant]) -> bool:
+    one, other = a[1].changes, b[1].changes
+    if set(one) & set(other) or a[0].id == b[0].id:
+        return False
+    changes = {**one, **other}
+    if str(changes.get("start", "")).endswith("graph"):  # then the tasks' gradients are one
+        return not {"tasks", "first", "second"} & set(changes)
+    # Reptile takes no derivative.
+    return changes.get("tasks", ("",))[0] != "reptile" or "backward" not in (a[0].stage, b[0].stage)
+
+
+def crowds(problem: Problem) -> list[Hypothesis]:
+    """Three and more at once: step-size factor × steps × routing × what is adapted × way back."""
+    if _work(problem) > MOST_FOR_CROWDS:
+        return []
+    groups: list[list[Hypothesis]] = [[], [], [], [], []]
+    for hypothesis in singles(problem):
+        ((fault, variant),) = hypothesis.parts
+        names = set(variant.changes)
+        for group, keys in enumerate(
+            ({"lr_factor"}, {"extra_steps"}, {"adapt_on", "score_on"}, {"adapted"})
+        ):
+            if names <= keys:
+                groups[group].append(hypothesis)
+        if fault.stage == "backward" and hypothesis.ids not in [h.ids for h in groups[4]]:
+            groups[4].append(hypothesis)  # in its first form
+    return [
+        Hypothesis.of(*(part for one in chosen if one for part in one.parts))
+        for chosen in product(*([None, *group] for group in groups))
+        if sum(one is not None for one in chosen) > 2
+    ]
+
+
+def _work(problem: Problem) -> int:
+    return (problem.T * problem.P + CALLS) * (problem.S + 1)
+
+
+def predictions(
+    problem: Problem,
+    hypotheses: Sequence[Hypothesis],
+    admit: Callable[[Path], bool] = lambda path: True,
+    chunk: int = 4_000_000,
+) -> Iterator[tuple[list[Hypothesis], Array]]:
+    """What each would make of the gradient: hypotheses and their rows ``(n, P)``, some at a time.
+
+    ``admit`` says whether an inner loop may be the one. Hypotheses whose prediction is not finite, or
+    zero, are left out.
+    """
+    kept: list[Hypothesis] = []
+    rows: list[Array] = []
+    by_path = sorted(hypotheses, key=lambda h: (repr(h.recipe.forward), repr(h.recipe.backward)))
+    for forward, group in groupby(by_path, key=lambda h: h.recipe.forward):
+        with np.errstate(all="ignore"):
+            path = follow(problem, forward)
+            if not np.isfinite(path.points[-1]).all() or not admit(path):
+                continue
+            for backward, same_way_back in groupby(group, key=lambda h: h.recipe.backward):
+                per_task = pull_back(path, backward)
+                for hypothesis in same_way_back:
+                    row = combine(problem, path, hypothesis.recipe, per_task)
+                    if np.isfinite(row).all() and row.any():
+                        kept.append(hypothesis)
+                        rows.append(row)
+        if len(rows) * problem.P > chunk:
+            yield kept, np.array(rows)
+            kept, rows = [], []
+    if rows:
+        yield kept, np.array(rows)
