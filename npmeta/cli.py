@@ -1,4 +1,4 @@
-"""The command line: ``npmeta train | evaluate | adapt | plot | check``."""
+"""The command line: ``npmeta train | evaluate | adapt | plot | check | doctor``."""
 
 from __future__ import annotations
 
@@ -103,6 +103,26 @@ def _make_parser() -> argparse.ArgumentParser:
         "check", help="verify npmeta's derivatives on this machine", allow_abbrev=False
     )
     check.add_argument("--plot", metavar="FILE", type=Path, help="draw Taylor's remainders too")
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="name the mistake that made a meta-gradient wrong",
+        usage="npmeta doctor CASE ANSWERS [--phi FILE] [--picture PNG]\n       npmeta doctor --list",
+        allow_abbrev=False,
+    )
+    doctor.add_argument(
+        "case", metavar="CASE", nargs="?", type=Path, help="folder with case.json and tensors.npz"
+    )
+    doctor.add_argument(
+        "answers",
+        metavar="ANSWERS",
+        nargs="?",
+        type=Path,
+        help="npz with meta_grad, or meta_grad.0.weight, ...; and phi, support_loss, query_loss",
+    )
+    doctor.add_argument("--phi", metavar="FILE", type=Path, help="adapted parameters, npz or npy")
+    doctor.add_argument("--picture", metavar="PNG", type=Path, help="draw where the gradient differs")
+    doctor.add_argument("--list", action="store_true", help="show every mistake that is known")
     return parser
 
 
@@ -242,6 +262,18 @@ def _train(args: argparse.Namespace) -> int:
     return commands.start_run(Config(task, chosen, from_file, flags), args.out, args.workers)
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from npmeta import commands
+
+    if args.list:
+        if args.case or args.phi or args.picture:
+            raise ValueError("--list shows all mistakes; leave out everything else")
+        return commands.list_faults()
+    if args.answers is None:
+        raise ValueError("doctor needs a case and answers: npmeta doctor CASE ANSWERS, or --list")
+    return commands.examine(args.case, args.answers, args.phi, args.picture)
+
+
 def _run(argv: Sequence[str] | None) -> int:
     args = _make_parser().parse_args(argv)
     if args.command == "train":
@@ -265,6 +297,8 @@ def _run(argv: Sequence[str] | None) -> int:
         )
     if args.command == "check":
         return commands.check(args.plot)
+    if args.command == "doctor":
+        return _doctor(args)
     return commands.plot_run(args.run, args.out)
 
 
@@ -274,8 +308,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well; 1 if training met a loss that is not finite, or a check failed; 2 if the
-        command or its input is wrong; 130 after Ctrl-C or, in training, a request to terminate.
+        0 if all went well; 1 if training met a loss that is not finite, a check failed, or the doctor
+        did not find a gradient right; 2 if the command or its input is wrong; 130 after Ctrl-C or, in
+        training, a request to terminate.
     """
     warnings.showwarning = _show_warning
     try:

@@ -1,4 +1,4 @@
-"""What the commands do: train, evaluate, adapt, plot, check. :mod:`npmeta.cli` reads the words."""
+"""What the commands do: train, evaluate, adapt, plot, check, doctor. :mod:`npmeta.cli` reads them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
 from npmeta.tasks.checks import existing
 from npmeta.training import Algorithm, NonFiniteError, evaluate, meta_train
 
-__all__ = ["adapt_run", "check", "evaluate_run", "plot_run", "resume_run", "start_run"]
+__all__ = [
+    "adapt_run",
+    "check",
+    "evaluate_run",
+    "examine",
+    "list_faults",
+    "plot_run",
+    "resume_run",
+    "start_run",
+]
 
 
 def say(message: str) -> None:
@@ -446,3 +455,36 @@ def check(picture: Path | None) -> int:
     if picture is not None:
         print(picture)
     return int(failed > 0)
+
+
+# --- doctor -----------------------------------------------------------------------------------------
+
+
+def examine(case: Path, answers: Path, phi: Path | None, picture: Path | None) -> int:
+    """Judge the answers to a case: 0 if the gradient is right, else 1."""
+    from npmeta.verification import diagnose
+    from npmeta.verification.golden_files import load_answers, load_problem
+
+    if picture is not None and not picture.resolve().parent.is_dir():
+        raise ValueError(f"cannot write {picture}: its folder does not exist")
+    problem = load_problem(case)
+    found = diagnose(problem, *load_answers(answers, problem, phi))
+    print(found)
+    if picture is not None:
+        print(f"\n{found.save_picture(picture)}")
+    return 0 if found.verdict == "pass" else 1
+
+
+def list_faults() -> int:
+    """Every mistake the doctor knows, with what is computed in place of the gradient."""
+    from npmeta.verification import FAULTS
+
+    width = max(map(len, FAULTS))
+    print("g = (I − αH_0) ⋯ (I − αH_{S−1}) q,  q = ∇L^Q(φ_S),  H_s = ∇²L^S(φ_s)")
+    stage = ""
+    for fault in FAULTS.values():
+        if fault.stage != stage:
+            stage = fault.stage
+            print(f"\n{stage}")
+        print(f"  {fault.id:<{width}}  {fault.formula}")
+    return 0

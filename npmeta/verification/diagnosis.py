@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockReport", "Diagnosis"]
 
-WIDTH = 88
+WIDTH, INDENT = 96, 18
 #: Blocks that are listed one by one.
 MOST_BLOCKS = 12
 
@@ -100,26 +100,23 @@ class Diagnosis:
     # --- one screen -----------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        lines = [self._headline(), ""]
-        ids = self.fault.split(" + ") if self.fault else []
-        for id in ids:
+        lines = [self._headline()]
+        for id in self._ids:
             fault = FAULTS[id]
-            lines += _row("", f"{fault.cause}  [{fault.formula}]")
-        if ids:
-            lines.append("")
-        lines += self._numbers()
-        if ids:
-            lines.append("")
-            for framework in ("pytorch", "jax"):
-                label = {"pytorch": "in PyTorch", "jax": "in JAX"}[framework]
-                for id in ids:
-                    lines += _row(label, getattr(FAULTS[id], framework))
-                    label = ""
-        if self.verdict != "pass" and not self.fault and self.blocks:
+            lines += ["", *_row(id if len(self._ids) > 1 else "what", fault.cause)]
+            lines.append(f"{'':{INDENT}}{fault.formula}")
+            lines += _row("in PyTorch", fault.pytorch)
+            lines += _row("in JAX", fault.jax)
+        lines += ["", *self._numbers()]
+        if self.verdict == "fail" and not self.fault and self.blocks:
             lines += ["", *self._table()]
         for note in self.notes:
             lines += ["", *_row("note", note)]
         return "\n".join(lines)
+
+    @property
+    def _ids(self) -> list[str]:
+        return self.fault.split(" + ") if self.fault else []
 
     def _headline(self) -> str:
         if self.verdict == "pass":
@@ -127,23 +124,26 @@ class Diagnosis:
         elif self.verdict == "inconclusive":
             what = "this problem does not decide it"
         elif self.fault:
-            what = " and ".join(self.fault.split(" + "))
+            what = " and ".join(self._ids)
             extras = [self.detail] if self.detail else []
             if self.factor is not None and not self.detail:
                 extras.append(f"factor {self.factor:.6g}")
             what += f" ({', '.join(extras)})" if extras else ""
         else:
-            what = "unknown: nothing on the list fits; below is where it differs"
+            what = "unknown: no mistake on the list fits"
         return f"{self.verdict.upper()}  {what}"
 
     def _numbers(self) -> list[str]:
         lines: list[str] = []
         for name, (misfit, agrees) in self.checks.items():
-            lines += _row(name, f"{'agree' if agrees else 'differ'}{_s(name, agrees)}  {misfit:.1e}")
-        against = "the prediction" if self.fault else "the right gradient"
-        lines += _row("misfit", f"{self.misfit:.1e} from {against}; up to {self.tolerance:.0e} agrees")
+            lines += _row(name, f"{'right' if agrees else 'wrong'}, {misfit:.1e} from the right one")
+        against = "what this mistake makes" if self.fault else "the right gradient"
+        if np.isfinite(self.misfit):
+            limit = f"; up to {self.tolerance:.0e} is rounding" if self.tolerance else ""
+            lines += _row("misfit", f"{self.misfit:.1e} from {against}{limit}")
         if self.runner_up is not None:
-            lines += _row("runner-up", f"{self.runner_up}, misfit {self.runner_up_misfit:.1e}")
+            label = "runner-up" if self.fault or self.verdict == "pass" else "nearest"
+            lines += _row(label, f"{self.runner_up}, misfit {self.runner_up_misfit:.1e}")
         if self.ties:
             label = "not seen" if self.verdict == "pass" else "or else"
             lines += _row(label, ", ".join(self.ties))
@@ -211,14 +211,10 @@ class Diagnosis:
 
 
 def _row(label: str, text: str) -> list[str]:
-    """A label and a text beside it, wrapped."""
-    indent = " " * 18
-    first = f"  {label:<16}"
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent) or [
-        first.rstrip()
-    ]
-
-
-def _s(name: str, agrees: bool) -> str:
-    """The verb's ending: losses agree, phi agrees."""
-    return "" if name.endswith("losses") else "s"
+    """A label and a text beside it, wrapped; a long label has a line of its own."""
+    lines = textwrap.wrap(
+        text, WIDTH, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT, break_long_words=False
+    )
+    if len(label) > INDENT - 4:
+        return [f"  {label}", *lines]
+    return [f"  {label:<{INDENT - 2}}{lines[0].lstrip()}", *lines[1:]]

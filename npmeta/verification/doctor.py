@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from npmeta._validation import Array
+from npmeta.tasks.checks import PathLike
 from npmeta.verification.computation import Path, evaluate, follow
 from npmeta.verification.diagnosis import BlockReport, Diagnosis
 from npmeta.verification.evidence import Evidence
 from npmeta.verification.faults import FAULTS, Fault, Variant
 from npmeta.verification.faults.assembly import CLIP_NORMS
 from npmeta.verification.fits import Fits
+from npmeta.verification.golden_files import load_problem
 from npmeta.verification.hypotheses import (
     RIGHT,
     Hypothesis,
@@ -52,7 +54,7 @@ FEWEST_PARAMETERS = 8
 
 
 def diagnose(
-    problem: Problem,
+    problem: Problem | PathLike,
     gradient: ArrayLike | Mapping[str, ArrayLike],
     phi: ArrayLike | None = None,
     losses: ArrayLike | Mapping[str, Any] | None = None,
@@ -61,8 +63,8 @@ def diagnose(
 
     Parameters
     ----------
-    problem : Problem
-        MAML, θ and the tasks.
+    problem : Problem, or path
+        MAML, θ and the tasks; or the folder of a case (:mod:`npmeta.verification.golden_files`).
     gradient : array_like (P,), or mapping
         The answer: flat, in the order W_1 (row by row), b_1, W_2, ...; or arrays by the names
         "0.weight" (n_in, n_out), "0.bias", "1.weight", ... A float32 array is judged as float32.
@@ -96,6 +98,8 @@ def diagnose(
     >>> found.verdict, found.fault
     ('fail', 'first_order')
     """
+    if not isinstance(problem, Problem):
+        problem = load_problem(problem)
     return Doctor(problem).diagnose(gradient, phi, losses)
 
 
@@ -293,7 +297,10 @@ class _Case:
         allowed = self.evidence.tolerance(self.precision)
         for name, misfit in self.evidence.misfits(follow(self.problem, Forward())).items():
             self.checks[name] = misfit, misfit <= allowed
-        self.admit = lambda path: all(m <= allowed for m in self.evidence.misfits(path).values())
+        factors = [1.0 if part is None else _factor(part) for part in self.factors]
+        self.admit = lambda path: all(
+            misfit <= allowed for misfit in self.evidence.misfits(path, factors).values()
+        )
         where = self.evidence.first_difference(allowed)
         return [where] if where else []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,11 @@ class Evidence:
     def __bool__(self) -> bool:
         return any(part is not None for part in (self.phi, self.support, self.query))
 
-    def misfits(self, path: Path) -> dict[str, float]:
-        """How far each piece is from what an inner loop gives, relative to that."""
+    def misfits(self, path: Path, factors: Sequence[float] = (1.0,)) -> dict[str, float]:
+        """How far each piece is from what an inner loop gives, relative to that.
+
+        The query losses may be that times any of the factors, as the gradient may.
+        """
         found: dict[str, float] = {}
         S, theta = path.n_steps, path.points[0]
         with np.errstate(all="ignore"):
@@ -88,7 +91,8 @@ class Evidence:
                 found["φ"] = relative(self.phi - theta, points - theta) if same else np.inf
             if self.query is not None:
                 value = path.query(S).value
-                found["query losses"] = relative(self.query, value if self.query.ndim else value.mean())
+                value = value if self.query.ndim else value.mean()
+                found["query losses"] = min(relative(self.query / f, value) for f in factors)
         return {name: misfit if np.isfinite(misfit) else np.inf for name, misfit in found.items()}
 
     def tolerance(self, precision: str) -> float:

@@ -1,0 +1,182 @@
+"""A problem as a folder of files that any language can read, and answers to it.
+
+A case is a folder with ``case.json``, which says what is to be computed, and ``tensors.npz``, which
+has the numbers:
+
+==================================  ============================================================
+``theta.0.weight``                  W_1 ``(n_in, n_out)``; ``theta.0.bias``, ``theta.1.weight``, ...
+``task.000.support.x``, ``.y``      of the first task; ``task.000.query.x``, ``task.001.support.x``, ...
+==================================  ============================================================
+
+An answer is an npz file with ``meta_grad.0.weight``, ``meta_grad.0.bias``, ... or one flat
+``meta_grad``, and as much of the following as there is: ``phi`` (T, P) or (S + 1, T, P), or
+``task.000.phi.003.0.weight`` and so on for every task and step; ``support_loss`` (T, S) or (T, S + 1);
+``query_loss`` (T,), or ``meta_loss``, its mean.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npmeta._files import write_atomically
+from npmeta._validation import Array
+from npmeta.algorithms import MAML
+from npmeta.mlp import MLP
+from npmeta.tasks import TaskBatch
+from npmeta.tasks.checks import PathLike, existing
+from npmeta.verification.problem import Problem
+
+__all__ = ["Answers", "load_answers", "load_problem", "save_problem"]
+
+NEEDED = ("widths", "activation", "inner_loss", "inner_lr", "inner_steps")
+
+
+def load_problem(folder: PathLike) -> Problem:
+    """The problem of a case.
+
+    Raises
+    ------
+    ValueError
+        If a file or an entry is missing, or does not fit.
+    """
+    folder = existing(folder)
+    try:
+        case = json.loads(existing(folder / "case.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / 'case.json'} is no JSON: {error}") from None
+    missing = [name for name in NEEDED if name not in case]
+    if missing:
+        raise ValueError(f"{folder / 'case.json'} has no {missing[0]!r}")
+    tensors = load_arrays(folder / "tensors.npz")
+    model = MLP(case["widths"], case["activation"])
+    theta = _joined(tensors, "theta", model, folder / "tensors.npz")
+    parts = []
+    for part in ("support.x", "support.y", "query.x", "query.y"):
+        names = sorted(n for n in tensors if n.startswith("task.") and n.endswith(f".{part}"))
+        if not names:
+            raise ValueError(f"{folder / 'tensors.npz'} has no task.000.{part}")
+        parts.append(np.stack([tensors[name] for name in names]))
+    maml = MAML(
+        model,
+        case["inner_loss"],
+        case["inner_lr"],
+        case["inner_steps"],
+        inner_weight_decay=case.get("inner_weight_decay", 0.0),
+    )
+    return Problem(maml, theta, TaskBatch(*parts))
+
+
+def save_problem(folder: PathLike, problem: Problem) -> None:
+    """Write a case of a network with one of npmeta's own activations and losses.
+
+    Raises
+    ------
+    ValueError
+        If the problem has no network.
+    """
+    if problem.risk is None or problem.model is None:
+        raise ValueError("only problems with a network have files")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    case = {
+        "widths": list(problem.model.widths),
+        "activation": [f.name for f in problem.model.activations],
+        "inner_loss": problem.risk.loss.name,
+        "inner_lr": np.asarray(problem.maml.inner_lr).tolist(),
+        "inner_steps": problem.S,
+        "inner_weight_decay": problem.maml.inner_weight_decay,
+        "layout": "in_out",
+        "parameter_order": list(problem.blocks),
+    }
+    tensors = named_arrays("theta", problem, problem.theta)
+    tasks = problem.tasks
+    for t in range(problem.T):
+        for part in ("support", "query"):
+            tensors[f"task.{t:03}.{part}.x"] = getattr(tasks, f"{part}_x")[t]
+            tensors[f"task.{t:03}.{part}.y"] = getattr(tasks, f"{part}_y")[t]
+    with open(folder / "tensors.npz", "wb") as file:
+        np.savez(file, **tensors)  # type: ignore[arg-type]  # no array is called allow_pickle
+    write_atomically(folder / "case.json", json.dumps(case, indent=1) + "\n")
+
+
+def named_arrays(prefix: str, problem: Problem, vector: Array) -> dict[str, Array]:
+    """A vector ``(P,)`` as ``prefix.0.weight``, ``prefix.0.bias``, ..."""
+    assert problem.model is not None
+    arrays = {}
+    for l, (W, b) in enumerate(problem.model.unpack(vector)):
+        arrays[f"{prefix}.{l}.weight"], arrays[f"{prefix}.{l}.bias"] = W, b
+    return arrays
+
+
+class Answers(NamedTuple):
+    """What somebody has computed; the arguments of :func:`npmeta.diagnose` after the problem."""
+
+    gradient: Any
+    phi: Array | None
+    losses: dict[str, Array] | None
+
+
+def load_answers(path: PathLike, problem: Problem, phi: PathLike | None = None) -> Answers:
+    """Answers from an npz file, and φ from another (npz, or npy) if it is not in there.
+
+    Raises
+    ------
+    ValueError
+        If there is no gradient in it, or a file cannot be read.
+    """
+    arrays = load_arrays(path)
+    named = {n.removeprefix("meta_grad."): a for n, a in arrays.items() if n.startswith("meta_grad.")}
+    if not named and "meta_grad" not in arrays:
+        near = ", ".join(sorted(arrays)[:6]) or "nothing"
+        raise ValueError(f"{path} has neither meta_grad nor meta_grad.0.weight, ...; it has {near}")
+    losses: dict[str, Array] = {}
+    for name, key in (("support", "support_loss"), ("query", "query_loss"), ("query", "meta_loss")):
+        if key in arrays:
+            losses.setdefault(name, arrays[key])
+    adapted = _phi(arrays if phi is None else load_arrays(phi), problem, phi or path)
+    if phi is not None and adapted is None:
+        raise ValueError(f"{phi} has neither phi nor task.000.phi.000.0.weight, ...")
+    return Answers(named or arrays["meta_grad"], adapted, losses or None)
+
+
+def load_arrays(path: PathLike) -> dict[str, Array]:
+    """The arrays of an npz file; that of an npy file as "phi"."""
+    path = existing(path)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"phi": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read {path} as npz: {error}") from None
+
+
+def _phi(arrays: dict[str, Array], problem: Problem, path: PathLike) -> Array | None:
+    if "phi" in arrays:
+        return arrays["phi"]
+    steps = sorted({n.split(".")[3] for n in arrays if n.startswith("task.000.phi.")})
+    if not steps or problem.model is None:
+        return None
+    points = [
+        [_joined(arrays, f"task.{t:03}.phi.{s}", problem.model, path) for t in range(problem.T)]
+        for s in steps
+    ]
+    # One step alone is the last.
+    return np.array(points[0] if len(points) == 1 else points)
+
+
+def _joined(arrays: dict[str, Array], prefix: str, model: MLP, path: PathLike) -> Array:
+    """``prefix.0.weight``, ``prefix.0.bias``, ... as one vector."""
+    layers = []
+    for l in range(model.n_layers):
+        for kind in ("weight", "bias"):
+            if f"{prefix}.{l}.{kind}" not in arrays:
+                raise ValueError(f"{path} has no {prefix}.{l}.{kind}")
+        layers.append((arrays[f"{prefix}.{l}.weight"], arrays[f"{prefix}.{l}.bias"]))
+    return model.pack(layers)
