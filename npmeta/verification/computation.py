@@ -27,7 +27,7 @@ from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Backward, Forward, Recipe
 from npmeta.verification.stand_ins import GELU_BY_TANH, SOFTMAX_TWICE
 
-__all__ = ["ORDERS", "Path", "combine", "evaluate", "follow", "pull_back"]
+__all__ = ["ORDERS", "Path", "combine", "evaluate", "finished", "follow", "pull_back"]
 
 FLOAT64 = np.dtype(np.float64)
 

@@ -14,7 +14,7 @@ from npmeta.verification.faults import FAULTS, Fault, Variant
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Recipe
 
-__all__ = ["RIGHT", "Hypothesis", "crowds", "known_factors", "pairs", "predictions", "singles"]
+__all__ = ["RIGHT", "Hypothesis", "crowds", "known_factors", "pairs", "predictions", "singles", "work"]
 
 #: Mistakes with a number in them that only a fit can find, or that are seen in the answer itself.
 #: They are not computed in advance.
@@ -83,7 +83,7 @@ def known_factors(problem: Problem) -> list[tuple[Fault, Variant]]:
 def pairs(problem: Problem) -> list[Hypothesis]:
     """Two mistakes at once, of those that leave each other room."""
     likely = {"lr_factor", "adapted"}
-    every = _work(problem) <= MOST_FOR_ALL_PAIRS
+    every = work(problem) <= MOST_FOR_ALL_PAIRS
     found = []
     for one, other in combinations(singles(problem), 2):
         (a,), (b,) = one.parts, other.parts
@@ -109,12 +109,14 @@ def _go_together(a: tuple[Fault, Variant], b: tuple[Fault, Variant]) -> bool:
 
 def crowds(problem: Problem) -> list[Hypothesis]:
     """Three and more at once: step-size factor × steps × routing × what is adapted × way back."""
-    if _work(problem) > MOST_FOR_CROWDS:
+    if work(problem) > MOST_FOR_CROWDS:
         return []
     groups: list[list[Hypothesis]] = [[], [], [], [], []]
     for hypothesis in singles(problem):
         ((fault, variant),) = hypothesis.parts
         names = set(variant.changes)
+        if fault.id in ("inner_lr_over_outputs", "inner_lr_halved"):
+            continue  # rare, and every step-size factor is a thousand hypotheses
         for group, keys in enumerate(
             ({"lr_factor"}, {"extra_steps"}, {"adapt_on", "score_on"}, {"adapted"})
         ):
@@ -129,7 +131,8 @@ def crowds(problem: Problem) -> list[Hypothesis]:
     ]
 
 
-def _work(problem: Problem) -> int:
+def work(problem: Problem) -> int:
+    """What one inner loop costs, in units of a number that is computed."""
     return (problem.T * problem.P + CALLS) * (problem.S + 1)
 
 

@@ -149,5 +149,6 @@ class Problem:
 
     @cached_property
     def gradient(self) -> Array:
-        """The exact meta-gradient, ``(P,)``, in float64."""
-        return self.maml.meta_gradient(self.theta.astype(np.float64), self.tasks).grad
+        """The exact meta-gradient, ``(P,)``, in float64; not finite where the inner loop runs away."""
+        with np.errstate(all="ignore"):
+            return self.maml.meta_gradient(self.theta.astype(np.float64), self.tasks).grad

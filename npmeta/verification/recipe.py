@@ -60,7 +60,8 @@ class Recipe:
         How the tasks' gradients become one: ``("mean",)``, ``("only", t, divisor)``,
         ``("without", t, divisor)``, or ``("reptile",)``.
     finish : tuple of tuples
-        What is done to that one, in order; a name and arguments of :func:`finished`.
+        What is done to that one, in order; a name and its arguments, as in
+        :func:`~npmeta.verification.computation.finished`.
     dtype : str
     """
 

@@ -11,7 +11,10 @@ import pytest
 
 import npmeta as nm
 from npmeta.verification import FAULTS, Doctor
+from npmeta.verification.noise import Noise
+from npmeta.verification.recipe import Recipe
 from tests.peers.test_torch import TORCH_ACTIVATIONS, TORCH_LOSSES, one_thread  # noqa: F401
+from tests.test_verification_doctor import check_pair, likely_pairs, times, wrong_gradients
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -680,3 +683,55 @@ def test_pairs(case):
         found = case.doctor.diagnose(answer)
         assert found.fault is not None, str(found)
         assert set(found.fault.split(" + ")) == set(ids), str(found)
+
+
+# --- long sweeps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_every_likely_pair(case, dtype):
+    """Step-size factor × any, mask × any, scale × any, by their own predictions."""
+    for hypothesis in likely_pairs(case.problem):
+        check_pair(case.doctor, hypothesis, dtype)
+
+
+def test_a_thousand_wrong_gradients(case):
+    for c in wrong_gradients(case.problem, 1000, seed=1):
+        found = case.doctor.diagnose(c)
+        assert (found.verdict, found.fault) == ("fail", None), str(found)
+
+
+#: Rounding decides on which side of a kink a unit is.
+KINKED = ("relu", "leaky_relu", "elu")
+#: Cut-off softplus, saturated softmax, loops that run away.
+HARD = (64, 68, 99, 106, 124, 139, 183)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("seed", [*range(40), *HARD])
+def test_no_false_alarm(seed, dtype):
+    """Right gradients, PyTorch's: widths to 256, steps to 10, α from 1e-4 to 1, losses times 1e-6..1e6.
+
+    Where the inner loop runs away the doctor may say that it cannot tell, but never "fail".
+    """
+    rng = np.random.default_rng(seed)
+    activation = str(rng.choice(["relu", "leaky_relu", "elu", "tanh", "gelu", "silu", "softplus"]))
+    hidden = [int(rng.choice([4, 16, 64, 256]))] * int(rng.integers(1, 4))
+    widths = (int(rng.integers(1, 20)), *hidden, int(rng.integers(2, 12)))
+    case = Case(activation, str(rng.choice(["mse", "cross_entropy"])), widths, dtype)
+    alpha, steps = float(10.0 ** rng.uniform(-4, 0)), int(rng.integers(1, 11))
+    factor = float(10.0 ** rng.choice([-6, -3, 0, 0, 3, 6]))
+
+    def loss_at(phi, x, y):
+        return factor * Case.loss_at(case, phi, x, y)
+
+    answer = gradient(case, alpha=alpha, steps=steps, inner_loss=loss_at, outer_loss=loss_at)
+    maml = nm.MAML(case.problem.maml.model, times(case.loss, factor), alpha, steps)
+    problem = nm.Problem(maml, case.problem.theta, case.problem.tasks)
+    found = nm.diagnose(problem, answer)
+    assert found.verdict != "fail", f"{problem.maml}\n{found}"
+    with np.errstate(all="ignore"):
+        losses = maml.evaluate(problem.theta.astype(float), problem.tasks).loss
+    well_behaved = Noise(problem).of(Recipe(), np.dtype(dtype).name) < 1e-3
+    if well_behaved and (losses < 100 * losses[:, :1]).all() and activation not in KINKED:
+        assert found.verdict == "pass", str(found)

@@ -1,9 +1,10 @@
 """The known mistakes, by id: what each makes of the meta-gradient, how it comes about, what to do."""
 
-from npmeta.verification.faults.assembly import ASSEMBLY, SCALE
+from npmeta.verification.faults.assembly import ASSEMBLY
 from npmeta.verification.faults.backward import BACKWARD
 from npmeta.verification.faults.base import Fault, Variant
 from npmeta.verification.faults.forward import FORWARD
+from npmeta.verification.faults.scale import SCALE
 
 __all__ = ["FAULTS", "Fault", "Variant"]
 

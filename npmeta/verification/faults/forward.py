@@ -68,6 +68,11 @@ def _other_task(problem: Problem) -> Iterator[Variant]:
             yield Variant({"score_on": "query of the task before"}, "that of the task before")
 
 
+def _both(problem: Problem) -> Iterator[Variant]:
+    if problem.S > 0 and problem.model is not None:
+        yield Variant({"adapt_on": "both"})
+
+
 def _weight_decay(problem: Problem) -> Iterator[Variant]:
     if problem.S == 0:
         return
@@ -217,7 +222,7 @@ FORWARD = [
         "The inner loop sees support and query rows together.",
         "Split the batch before the inner loop.",
         "Split the batch before the inner loop.",
-        _inner(adapt_on="both"),
+        _both,
     ),
     Fault(
         "query_of_another_task",
