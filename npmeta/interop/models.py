@@ -1,0 +1,127 @@
+"""The network that computes what another framework's does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from npmeta.activations import Activation, elu, leaky_relu
+from npmeta.interop.structures import find_layers, widths_of
+from npmeta.mlp import MLP
+
+__all__ = ["model_of"]
+
+#: Modules that change nothing where rows are vectors already.
+_NOTHING = {"Flatten", "Identity"}
+
+
+def _only(name: str, **expected: Any) -> Callable[[Any], str]:
+    """The activation ``name`` for a module with these settings, and no other."""
+
+    def get(module: Any) -> str:
+        for setting, value in expected.items():
+            if getattr(module, setting) != value:
+                raise ValueError(
+                    f"{module!r} is not npmeta's {name}, which has {setting}={value!r}; write it as an "
+                    "npmeta.Activation of your own and pass activation="
+                )
+        return name
+
+    return get
+
+
+#: PyTorch's modules by the name of their class.
+_ACTIVATIONS: dict[str, Callable[[Any], str | Activation]] = {
+    "ReLU": _only("relu"),
+    "LeakyReLU": lambda module: leaky_relu(module.negative_slope),
+    "ELU": lambda module: elu(module.alpha),
+    "Tanh": _only("tanh"),
+    "Sigmoid": _only("sigmoid"),
+    # Beyond its threshold PyTorch gives z for log(1 + exp(z)): less than 2.1e-9 apart.
+    "Softplus": _only("softplus", beta=1.0, threshold=20.0),
+    "GELU": _only("gelu", approximate="none"),
+    "SiLU": _only("silu"),
+}
+
+
+def model_of(
+    params: Any,
+    activation: str | Activation | Sequence[str | Activation] | None = None,
+    *,
+    layout: str | None = None,
+    order: Sequence[str] | None = None,
+) -> MLP:
+    """The :class:`~npmeta.MLP` that computes what another framework's network computes.
+
+    Parameters
+    ----------
+    params : module, mapping or sequence
+        An ``nn.Sequential`` of ``Linear`` layers with activations between them, which says all there
+        is to say; or, with ``activation``, parameters in any form that :func:`to_theta` takes.
+    activation : str, Activation, or sequence of them, optional
+        As for :class:`~npmeta.MLP`, where only parameters are given.
+    layout, order
+        As in :func:`to_theta`.
+
+    Returns
+    -------
+    MLP
+
+    Raises
+    ------
+    ValueError
+        If a module has no counterpart in npmeta, or computes something else than its counterpart;
+        or as :func:`to_theta`.
+    """
+    if activation is None:
+        fs, widths = _sequential(params)
+        if (found := widths_of(find_layers(params)[1])) != widths:
+            raise ValueError(f"the modules make a network of widths {widths}, the parameters {found}")
+        return MLP(widths, fs)
+    return MLP(widths_of(find_layers(params, layout, order)[1]), activation)
+
+
+def _sequential(net: Any) -> tuple[list[str | Activation], tuple[int, ...]]:
+    """The hidden activations and the widths of an ``nn.Sequential``."""
+    if not _is_sequential(net):
+        raise ValueError(
+            f"only an nn.Sequential says which activations are between its layers, not a "
+            f"{type(net).__name__}; pass activation="
+        )
+    widths: list[int] = []
+    after: list[list[str | Activation]] = []  # what follows each Linear
+    for module in _modules(net):
+        name = type(module).__name__
+        if name == "Linear":
+            widths = [*(widths or [module.in_features]), module.out_features]
+            after.append([])
+        elif name in _ACTIVATIONS and after:
+            after[-1].append(_ACTIVATIONS[name](module))
+        elif name in _ACTIVATIONS:
+            raise ValueError(f"{module!r} comes before the first Linear; npmeta has none there")
+        elif name not in _NOTHING:
+            raise ValueError(
+                f"npmeta has no {name}; known: Linear, {', '.join([*_ACTIVATIONS, *sorted(_NOTHING)])}"
+            )
+    if not after:
+        raise ValueError("there is no Linear in this nn.Sequential")
+    if after[-1]:
+        raise ValueError(
+            "an activation follows the last Linear; networks of npmeta end with a layer, and a "
+            "nonlinearity of the outputs belongs to the loss"
+        )
+    if any(len(fs) > 1 for fs in after):
+        raise ValueError("two activations follow one another; npmeta has one between two layers")
+    return [fs[0] if fs else "identity" for fs in after[:-1]], tuple(widths)
+
+
+def _is_sequential(net: Any) -> bool:
+    return any(cls.__name__ == "Sequential" for cls in type(net).__mro__) and hasattr(net, "__iter__")
+
+
+def _modules(net: Any) -> Iterator[Any]:
+    for child in net:  # net.children() leaves out a module's second use
+        if _is_sequential(child):
+            yield from _modules(child)
+        else:
+            yield child

@@ -1,0 +1,187 @@
+"""theta to and from the structures in which other frameworks hold parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from npmeta._validation import Array, as_parameters
+from npmeta.interop.arrays import make_like, to_numpy
+from npmeta.interop.structures import (
+    Layer,
+    Path,
+    at,
+    find_layers,
+    path_name,
+    rebuilt,
+    widths_of,
+)
+from npmeta.mlp import MLP
+
+__all__ = ["from_theta", "grad_of", "to_theta"]
+
+
+def to_theta(
+    params: Any,
+    model: MLP | None = None,
+    *,
+    layout: str | None = None,
+    order: Sequence[str] | None = None,
+) -> Array:
+    """What a framework holds as one vector in npmeta's order.
+
+    Parameters
+    ----------
+    params : module, mapping or sequence
+        A PyTorch module or Keras model; a state dict; a pytree as of Flax, Haiku or your own, of
+        dictionaries, lists and tuples; a flat list of arrays as from ``net.parameters()``,
+        ``torch.autograd.grad`` or ``get_weights()``. Parameters, or anything of their form:
+        gradients, directions; with a task axis in front, adapted weights.
+    model : MLP, optional
+        Checked against what is found.
+    layout : {"out_in", "in_out"}, optional
+        How every matrix lies, where it is not as usual (see :mod:`npmeta.interop`).
+    order : sequence of str, optional
+        The names of the layers in the order of the forward pass, where it cannot be told.
+
+    Returns
+    -------
+    ndarray, (P,), or (T, P) where every array has a task axis
+        A copy, float64 or float32; half precision becomes float32.
+
+    Raises
+    ------
+    ValueError
+        If there is anything but fully connected layers, each with a bias; if shapes, layout, order
+        or model do not fit together; if more than one order does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npmeta import interop
+    >>> params = {"Dense_0": {"bias": np.zeros(8), "kernel": np.ones((2, 8))},
+    ...           "Dense_1": {"bias": np.zeros(1), "kernel": np.ones((8, 1))}}
+    >>> interop.to_theta(params).shape
+    (33,)
+    """
+    return _gathered(params, model, layout, order, lambda array, name: array)
+
+
+def grad_of(
+    params: Any,
+    model: MLP | None = None,
+    *,
+    layout: str | None = None,
+    order: Sequence[str] | None = None,
+) -> Array:
+    """The ``.grad`` of PyTorch parameters, in the order of theta.
+
+    Parameters
+    ----------
+    params : module, mapping or sequence
+        As in :func:`to_theta`, of tensors through which ``backward()`` has come. Gradients that are
+        arrays themselves, as those of ``torch.autograd.grad`` or ``jax.grad``, are for
+        :func:`to_theta`.
+    model, layout, order
+        As in :func:`to_theta`.
+
+    Returns
+    -------
+    ndarray, (P,)
+
+    Raises
+    ------
+    ValueError
+        As :func:`to_theta`, and if a tensor has no gradient.
+    """
+
+    def grad(array: Any, name: str) -> Any:
+        found = getattr(array, "grad", None)
+        if found is None:
+            raise ValueError(
+                f"{name!r} has no gradient: its .grad is None until backward() comes to it; gradients "
+                "that are arrays themselves are for to_theta"
+            )
+        return found
+
+    return _gathered(params, model, layout, order, grad)
+
+
+def from_theta(
+    theta: ArrayLike,
+    like: Any,
+    *,
+    layout: str | None = None,
+    order: Sequence[str] | None = None,
+) -> Any:
+    """A vector in npmeta's order in the form in which a framework holds its own.
+
+    Parameters
+    ----------
+    theta : array_like, (P,) or (T, P)
+        Parameters or a gradient; or one for each task, which gives every array a task axis.
+    like : module, mapping or sequence
+        As in :func:`to_theta`: its structure, framework, precision and device are taken, its numbers
+        are not. It is left as it is.
+    layout, order
+        As in :func:`to_theta`.
+
+    Returns
+    -------
+    structure like ``like``
+        For a PyTorch module a dictionary of tensors for ``load_state_dict`` or ``functional_call``,
+        for a Keras model a list for ``set_weights``. Arrays of a framework that cannot be made
+        without importing it are NumPy's, in the precision of theta.
+
+    Raises
+    ------
+    ValueError
+        As :func:`to_theta`, and if theta is not as long as the layers of ``like``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npmeta import interop
+    >>> params = [(np.zeros((2, 8)), np.zeros(8)), (np.zeros((8, 1)), np.zeros(1))]
+    >>> (W, b), _ = interop.from_theta(np.arange(33.0), like=params)
+    >>> W[0, :3], b[:3]
+    (array([0., 1., 2.]), array([16., 17., 18.]))
+    """
+    structure, layers = find_layers(like, layout, order)
+    model = MLP(widths_of(layers))
+    theta = as_parameters(theta, model.n_params)
+    replaced: dict[Path, Any] = {}
+    for layer, (W, b) in zip(layers, model.unpack(theta), strict=True):
+        for path, values in ((layer.W, _lying(W, layer)), (layer.b, b)):
+            replaced[path] = make_like(values, at(structure, path), path_name(path))
+    return rebuilt(structure, replaced)
+
+
+def _gathered(
+    params: Any,
+    model: MLP | None,
+    layout: str | None,
+    order: Sequence[str] | None,
+    read: Callable[[Any, str], Any],
+) -> Array:
+    """theta from what ``read(array, name)`` makes of each array."""
+    structure, layers = find_layers(params, layout, order, model.widths if model else None)
+    found = widths_of(layers)
+    if model is not None and model.widths != found:
+        raise ValueError(
+            f"the layers {', '.join(map(str, layers))} make a network of widths {list(found)}; the "
+            f"model has {list(model.widths)}"
+        )
+
+    def numbers(path: Path) -> Array:
+        name = path_name(path)
+        return to_numpy(read(at(structure, path), name), name)
+
+    return MLP(found).pack([(_lying(numbers(layer.W), layer), numbers(layer.b)) for layer in layers])
+
+
+def _lying(W: Array, layer: Layer) -> Array:
+    """W from npmeta's layout to the layer's, or back."""
+    return W if layer.layout == "in_out" else W.swapaxes(-1, -2)
