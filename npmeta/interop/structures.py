@@ -47,10 +47,10 @@ def path_name(path: Path) -> str:
 
 def opened(params: Any) -> Any:
     """The structure of arrays in a module: named ones for PyTorch, a list for Keras."""
+    if hasattr(params, "get_weights"):  # first: on PyTorch, Keras's models are modules too
+        return params.get_weights()
     if hasattr(params, "named_parameters"):
         return _untied(params.named_parameters(remove_duplicate=False))
-    if hasattr(params, "get_weights"):
-        return params.get_weights()
     return params
 
 
