@@ -1,8 +1,10 @@
 """What other frameworks hold, to theta and back. The frameworks themselves are in tests/peers; here are
 structures like theirs, and stand-ins that have of a tensor or a module what interop may ask of it."""
 
+import ast
 import itertools
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
+from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import NamedTuple
 
@@ -117,6 +119,9 @@ FORMS = {
         "hidden_out": MappingProxyType({"w": layers[-1][0], "b": layers[-1][1]}),
     },
     "list": lambda layers: [array for pair in layers for array in pair],
+    "defaultdict": lambda layers: defaultdict(
+        dict, {f"fc{l}": {"w": W, "b": b} for l, (W, b) in enumerate(layers)}
+    ),
     "state_dict": lambda layers: OrderedDict(state_dict(layers)),
     "sorted_state_dict": lambda layers: dict(sorted(state_dict(layers).items())),
     "tensors": lambda layers: tensors(state_dict(layers)),
@@ -552,3 +557,15 @@ def test_a_layer_used_twice_has_no_model():
     net._named = {"0.weight": Tensor(np.eye(3)), "0.bias": Tensor(np.ones(3))}
     with pytest.raises(ValueError, match=r"modules make a network of widths"):
         interop.model_of(net)
+
+
+# --- the examples ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["torch", "higher", "learn2learn", "jax"])
+def test_a_diagnosis_takes_less_than_ten_lines(name):
+    """With both imports of npmeta. The examples run in tests/peers; docs/interop.rst shows them."""
+    path = Path(__file__).parent / "peers" / f"test_interop_{name}.py"
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    (function,) = (node for node in body if getattr(node, "name", None) == "diagnosis")
+    assert function.end_lineno - function.lineno + 1 + 2 < 10

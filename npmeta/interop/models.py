@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from npmeta.activations import Activation, elu, leaky_relu
-from npmeta.interop.structures import find_layers, widths_of
+from npmeta.interop.order import widths_of
+from npmeta.interop.structures import find_layers
 from npmeta.mlp import MLP
 
 __all__ = ["model_of"]

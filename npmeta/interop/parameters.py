@@ -9,15 +9,8 @@ from numpy.typing import ArrayLike
 
 from npmeta._validation import Array, as_parameters
 from npmeta.interop.arrays import make_like, to_numpy
-from npmeta.interop.structures import (
-    Layer,
-    Path,
-    at,
-    find_layers,
-    path_name,
-    rebuilt,
-    widths_of,
-)
+from npmeta.interop.order import Layer, Path, widths_of
+from npmeta.interop.structures import at, find_layers, path_name, rebuilt
 from npmeta.mlp import MLP
 
 __all__ = ["from_theta", "grad_of", "to_theta"]

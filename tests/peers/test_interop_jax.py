@@ -75,7 +75,8 @@ def test_the_gradient_of_jax():
 @pytest.mark.parametrize("stop", [False, True])
 def test_diagnosis(stop):
     found = diagnosis(pairs(), *some_tasks(), stop=stop)
-    assert found.verdict == ("FAIL" if stop else "PASS")
+    expected = ("fail", "first_order") if stop else ("pass", None)
+    assert (found.verdict, found.fault) == expected
 
 
 # --- pytrees --------------------------------------------------------------------------------------
@@ -161,6 +162,24 @@ def test_flax():
     frozen = pytest.importorskip("flax.core").freeze(params)
     assert_the_same_network(frozen, Net().apply)
     assert type(interop.from_theta(interop.to_theta(frozen), frozen)) is type(frozen)
+
+
+def test_flax_nnx():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List(
+                [nnx.Linear(*pair, param_dtype=float, rngs=rngs) for pair in itertools.pairwise(DEEP)]
+            )
+
+        def __call__(self, x):
+            for layer in self.layers[:-1]:
+                x = jnp.tanh(layer(x))
+            return self.layers[-1](x)
+
+    graph, params = nnx.split(Net(nnx.Rngs(0)))
+    assert_the_same_network(params, lambda params, x: nnx.merge(graph, params)(x))
 
 
 @pytest.mark.parametrize("form", ["mlp", "linear"])

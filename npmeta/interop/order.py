@@ -1,0 +1,112 @@
+"""The order of the layers of a network, by their names and by how they fit together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+__all__ = ["Layer", "Path", "in_order", "widths_of"]
+
+#: The keys that lead to an array.
+Path: TypeAlias = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A matrix and a bias, where they are, and how the matrix lies."""
+
+    name: str
+    W: Path
+    b: Path
+    layout: str
+    n_in: int
+    n_out: int
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.n_in} -> {self.n_out})"
+
+
+def in_order(
+    layers: list[Layer],
+    order: Sequence[str] | None,
+    widths: Sequence[int] | None,
+    registered: bool,
+) -> list[Layer]:
+    """The layers in the order of the forward pass.
+
+    It is ``order``, or that in which they are in a module (``registered``) if each takes what the one
+    before gives. Else names decide, and where they do not, widths: those of the network, if known.
+    """
+    if order is not None:
+        by_name = {layer.name: layer for layer in layers}
+        if sorted(order) != sorted(by_name):
+            raise ValueError(f"order must name the layers {sorted(by_name)}, got {list(order)}")
+        layers = [by_name[name] for name in order]
+    elif not (registered and _follow(layers)):
+        layers = _sorted(layers, widths)
+    for one, next_one in pairwise(layers):
+        if one.n_out != next_one.n_in:
+            raise ValueError(f"layer {next_one} does not take what layer {one} gives")
+    return layers
+
+
+def widths_of(layers: Sequence[Layer]) -> tuple[int, ...]:
+    return (layers[0].n_in, *(layer.n_out for layer in layers))
+
+
+def _follow(layers: Sequence[Layer]) -> bool:
+    return all(one.n_out == next_one.n_in for one, next_one in pairwise(layers))
+
+
+def _sorted(layers: Sequence[Layer], widths: Sequence[int] | None) -> list[Layer]:
+    """Layers whose names differ in numbers alone go by these; the rest by how they fit together."""
+    stacks: dict[str, list[Layer]] = {}
+    for layer in sorted(layers, key=lambda layer: _numbered(layer.name)):
+        stacks.setdefault(_numbered(layer.name)[0], []).append(layer)
+    if len(stacks) == 1:
+        return [layer for stack in stacks.values() for layer in stack]
+    found = _chains(list(stacks.values()), widths) or _chains(list(stacks.values()), None)
+    if len(found) == 1:
+        return list(found[0])
+    listed = ", ".join(map(str, layers))
+    if found:
+        raise ValueError(
+            f"the layers {listed} fit together in more than one order, and their names do not say in "
+            f"which; pass order={[layer.name for layer in found[0]]}, or as the forward pass has it"
+        )
+    raise ValueError(f"there is no order in which each layer takes what the one before gives: {listed}")
+
+
+def _numbered(name: str) -> tuple[str, tuple[int, ...]]:
+    """A name without its numbers, and the numbers; that of "linear" in "linear", "linear_1" is −1."""
+    match = re.fullmatch(r"(.*?)(?:_(\d+))?", name)
+    assert match is not None
+    numbers = re.findall(r"\d+", match[1])
+    return re.sub(r"\d+", "#", match[1]), (*map(int, numbers), int(match[2] or -1))
+
+
+def _chains(
+    stacks: Sequence[Sequence[Layer]], widths: Sequence[int] | None
+) -> tuple[tuple[Layer, ...], ...]:
+    """The orders, at most two, in which each layer takes what the one before gives. Those of a stack
+    keep theirs."""
+
+    @cache
+    def tails(taken: tuple[int, ...], width: int | None) -> tuple[tuple[Layer, ...], ...]:
+        if all(n == len(stack) for n, stack in zip(taken, stacks, strict=True)):
+            return ((),)
+        found: list[tuple[Layer, ...]] = []
+        for i, (n, stack) in enumerate(zip(taken, stacks, strict=True)):
+            if n == len(stack) or width not in (None, stack[n].n_in):
+                continue
+            l, layer = sum(taken), stack[n]
+            if widths is None or tuple(widths[l : l + 2]) == (layer.n_in, layer.n_out):
+                rest = tails((*taken[:i], n + 1, *taken[i + 1 :]), layer.n_out)
+                found += [(layer, *tail) for tail in rest]
+        return tuple(found[:2])
+
+    return tails((0,) * len(stacks), None)
