@@ -551,14 +551,6 @@ def test_no_model_of_what_is_no_sequential():
         interop.model_of(Module({}))
 
 
-def test_a_layer_used_twice_has_no_model():
-    layer = linear(3, 3)
-    net = Sequential(layer, layer)
-    net._named = {"0.weight": Tensor(np.eye(3)), "0.bias": Tensor(np.ones(3))}
-    with pytest.raises(ValueError, match=r"modules make a network of widths"):
-        interop.model_of(net)
-
-
 # --- the examples ---------------------------------------------------------------------------------
 
 

@@ -75,26 +75,21 @@ def model_of(
         or as :func:`to_theta`.
     """
     if activation is None:
-        fs, widths = _sequential(params)
-        if (found := widths_of(find_layers(params)[1])) != widths:
-            raise ValueError(f"the modules make a network of widths {widths}, the parameters {found}")
-        return MLP(widths, fs)
+        activation = _hidden_activations(params)
     return MLP(widths_of(find_layers(params, layout, order)[1]), activation)
 
 
-def _sequential(net: Any) -> tuple[list[str | Activation], tuple[int, ...]]:
-    """The hidden activations and the widths of an ``nn.Sequential``."""
+def _hidden_activations(net: Any) -> list[str | Activation]:
+    """What an ``nn.Sequential`` has between its layers."""
     if not _is_sequential(net):
         raise ValueError(
             f"only an nn.Sequential says which activations are between its layers, not a "
             f"{type(net).__name__}; pass activation="
         )
-    widths: list[int] = []
     after: list[list[str | Activation]] = []  # what follows each Linear
     for module in _modules(net):
         name = type(module).__name__
         if name == "Linear":
-            widths = [*(widths or [module.in_features]), module.out_features]
             after.append([])
         elif name in _ACTIVATIONS and after:
             after[-1].append(_ACTIVATIONS[name](module))
@@ -113,7 +108,7 @@ def _sequential(net: Any) -> tuple[list[str | Activation], tuple[int, ...]]:
         )
     if any(len(fs) > 1 for fs in after):
         raise ValueError("two activations follow one another; npmeta has one between two layers")
-    return [fs[0] if fs else "identity" for fs in after[:-1]], tuple(widths)
+    return [fs[0] if fs else "identity" for fs in after[:-1]]
 
 
 def _is_sequential(net: Any) -> bool:
