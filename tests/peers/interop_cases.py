@@ -1,11 +1,8 @@
-"""What the examples of interop share: small tasks, and what is asked of each diagnosis."""
+"""What the examples of interop share: small tasks."""
 
 import numpy as np
-import pytest
 
 import npmeta as nm
-
-needs_diagnose = pytest.mark.skipif(not hasattr(nm, "diagnose"), reason="npmeta.diagnose is not here")
 
 # Both sides round some hundred operations, each by 1e-16 of the largest term, in different orders.
 TIGHT = 1e-12

@@ -5,7 +5,7 @@ import pytest
 import npmeta as nm
 from npmeta import interop
 from tests.helpers import assert_close
-from tests.peers.interop_cases import TIGHT, exact, needs_diagnose, some_tasks
+from tests.peers.interop_cases import TIGHT, exact, some_tasks
 
 torch = pytest.importorskip("torch")
 higher = pytest.importorskip("higher")
@@ -56,6 +56,5 @@ def test_weights_adapted_by_higher():
     assert_close(interop.to_theta(adapted), phi, TIGHT)
 
 
-@needs_diagnose
 def test_diagnosis():
     assert diagnosis(network(), *tensors()).verdict == "pass"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import npmeta as nm
 from npmeta import interop
 from tests.helpers import assert_close
-from tests.peers.interop_cases import TIGHT, WIDTHS, exact, needs_diagnose, some_tasks
+from tests.peers.interop_cases import TIGHT, WIDTHS, exact, some_tasks
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -71,7 +71,6 @@ def test_the_gradient_of_jax():
     assert_close(gradient, exact(interop.to_theta(params), tasks), TIGHT)
 
 
-@needs_diagnose
 @pytest.mark.parametrize("stop", [False, True])
 def test_diagnosis(stop):
     found = diagnosis(pairs(), *some_tasks(), stop=stop)

@@ -9,7 +9,7 @@ import pytest
 import npmeta as nm
 from npmeta import interop
 from tests.helpers import assert_close
-from tests.peers.interop_cases import TIGHT, exact, needs_diagnose, some_tasks
+from tests.peers.interop_cases import TIGHT, exact, some_tasks
 
 torch = pytest.importorskip("torch")
 
@@ -71,7 +71,6 @@ def test_the_gradient_of_learn2learn():
     assert_close(interop.to_theta(l2l.algorithms.MAML(net, lr=0.1)), theta, 0)
 
 
-@needs_diagnose
 @pytest.mark.parametrize("first_order", [False, True])
 def test_diagnosis(first_order):
     found = diagnosis(network(), *tensors(), first_order=first_order)

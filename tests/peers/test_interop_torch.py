@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import npmeta as nm
 from npmeta import interop
 from tests.helpers import assert_close
-from tests.peers.interop_cases import TIGHT, WIDTHS, exact, needs_diagnose, some_tasks
+from tests.peers.interop_cases import TIGHT, WIDTHS, exact, some_tasks
 
 torch = pytest.importorskip("torch")
 functional_call, grad, vmap = torch.func.functional_call, torch.func.grad, torch.func.vmap
@@ -73,7 +73,6 @@ def test_the_gradient_of_torch_func():
     assert_close(interop.grad_of(net), exact(interop.to_theta(net), some_tasks()), TIGHT)
 
 
-@needs_diagnose
 @pytest.mark.parametrize("detach", [False, True])
 def test_diagnosis(detach):
     found = diagnosis(network(), *tensors(), detach=detach)
