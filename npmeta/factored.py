@@ -50,26 +50,20 @@ class Grams:
 
     A set of rows is known by being the same array, which is kept here, and so cannot be another one
     at the same place in memory.
-
-    Parameters
-    ----------
-    keep : bool
-        Whether an adjoint will ask for them again.
     """
 
-    def __init__(self, keep: bool) -> None:
-        self._keep = keep
+    def __init__(self) -> None:
         # By the rows h: h, where the rows it met stand in the product, and the product.
         self._made: dict[tuple[int, bool], tuple[Array, dict[tuple[int, bool], slice], Array]] = {}
         self._alive: list[Sequence[_Part]] = []
 
-    def product(self, h: _Part, parts: Sequence[_Part], rows: Joined) -> Array:
+    def product(self, h: _Part, parts: Sequence[_Part]) -> Array:
         """``h partsᵀ + m m'ᵀ``: m is 1 where the bias sees the rows of h, m' where those of a part."""
         blocks = [self._turned(part, h) for part in parts]
         known = [block for block in blocks if block is not None]
         if len(known) == len(parts):
             return known[0] if len(known) == 1 else np.concatenate(known, axis=-1)
-        gram = product(h[0], rows.joined([part for part, _ in parts]).swapaxes(-1, -2))
+        gram = product(h[0], _joined([part for part, _ in parts]).swapaxes(-1, -2))
         places, start = {}, 0
         for part, on_bias in parts:
             place = slice(start, start + part.shape[1])
@@ -77,9 +71,8 @@ class Grams:
                 gram[..., place] += 1
             places[id(part), on_bias] = place
             start = place.stop
-        if self._keep:
-            self._made.setdefault((id(h[0]), h[1]), (h[0], places, gram))
-            self._alive.append(parts)
+        self._made.setdefault((id(h[0]), h[1]), (h[0], places, gram))
+        self._alive.append(parts)
         return gram
 
     def _turned(self, part: _Part, h: _Part) -> Array | None:
@@ -92,42 +85,6 @@ class Grams:
         return turned
 
 
-class Joined:
-    """Arrays of rows ``(T, n, width)`` side by side.
-
-    The points of a trajectory have each some rows more than the one before. They share one array, of
-    which each sees the first rows, so memory grows with the steps and not with their square.
-
-    Parameters
-    ----------
-    room : int
-        Rows to make room for.
-    """
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._parts: list[Array] = []
-        self._array: Array | None = None
-
-    def joined(self, parts: Sequence[Array]) -> Array:
-        """The parts as one array, which is not to be written into."""
-        if len(parts) == 1:
-            return parts[0]
-        n = sum(part.shape[1] for part in parts)
-        begun = all(a is b for a, b in zip(parts, self._parts, strict=False))
-        if self._array is None or not begun or n > self._array.shape[1]:
-            # Twice the room if that was too little; and what others hold stays as it is.
-            self._room = self._room if n <= self._room else 2 * n
-            T, _, width = parts[0].shape
-            self._array, self._parts = np.empty((T, self._room, width), dtype=parts[0].dtype), []
-        start = sum(part.shape[1] for part in self._parts)
-        for part in parts[len(self._parts) :]:
-            self._array[:, start : start + part.shape[1]] = part
-            self._parts.append(part)
-            start += part.shape[1]
-        return self._array[:, :n]
-
-
 class Factored:
     """A layer for each task whose inputs change from step to step.
 
@@ -137,8 +94,6 @@ class Factored:
         The outer products.
     coefficients : sequence of float
         c, one for the rows of each term.
-    left, right : Joined
-        Where the factors are joined; shared by the points of a trajectory.
     grams : pair of Grams
         Inner products with left factors and with right ones.
     base : Shared or None
@@ -151,15 +106,12 @@ class Factored:
         self,
         terms: Sequence[Term],
         coefficients: Sequence[float],
-        left: Joined,
-        right: Joined,
         grams: tuple[Grams, Grams],
         base: Shared | None = None,
         kept: float = 1.0,
     ) -> None:
         self.terms, self.coefficients = terms, coefficients
-        self.left, self.right, self.grams = left, right, grams
-        self.base, self.kept = base, kept
+        self.grams, self.base, self.kept = grams, base, kept
 
     def descend(
         self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
@@ -169,25 +121,19 @@ class Factored:
         return Factored(
             (*self.terms, *gradient.terms),
             (*old, *[-factor] * len(gradient.terms)),
-            self.left,
-            self.right,
             self.grams,
             self.base,
             kept * self.kept,
         )
 
     def cotangent(self, gradient: OuterSum) -> Factored:
-        # An adjoint appends two rows for every row there is here.
-        rows = [*gradient.terms, *self.terms, *self.terms]
-        return _direction(gradient, sum(term.left.shape[1] for term in rows), self.grams)
+        return _direction(gradient, self.grams)
 
     def scaled(self, scale: Scale) -> Factored:
         factor = scale[0]
         return Factored(
             self.terms,
             [factor * c for c in self.coefficients],
-            self.left,
-            self.right,
             self.grams,
             self.base,
             factor * self.kept,
@@ -206,22 +152,16 @@ class Factored:
 
     def act_transposed(self, d: Array) -> Array:
         parts = [(term.right, False) for term in self.terms]
-        gram = self.grams[1].product((d, False), parts, self.right)
-        own = product(self._weighed(gram), self._joined_left())
+        gram = self.grams[1].product((d, False), parts)
+        own = product(self._weighed(gram), _joined([term.left for term in self.terms]))
         return self._sum(own, None if self.base is None else self.base.act_transposed(d))
 
     def _out_of_right(self, h: _Part, shared: Array | None) -> Array:
         """``κ shared + [(h leftᵀ + 1 mᵀ) ∘ c] right``."""
         parts = [(term.left, term.on_bias) for term in self.terms]
-        gram = self.grams[0].product(h, parts, self.left)
-        own = product(self._weighed(gram), self._joined_right())
+        gram = self.grams[0].product(h, parts)
+        own = product(self._weighed(gram), _joined([term.right for term in self.terms]))
         return self._sum(own, shared)
-
-    def _joined_left(self) -> Array:
-        return self.left.joined([term.left for term in self.terms])
-
-    def _joined_right(self) -> Array:
-        return self.right.joined([term.right for term in self.terms])
 
     def _weighed(self, gram: Array) -> Array:
         """``gram ∘ c``."""
@@ -253,39 +193,23 @@ class Factored:
         return [Term(left, c * right, on_bias) for (left, right, on_bias), c in pairs]
 
 
-def _direction(gradient: OuterSum, room: int, grams: tuple[Grams, Grams]) -> Factored:
-    ones = [1.0] * len(gradient.terms)
-    return Factored(gradient.terms, ones, Joined(room), Joined(room), grams)
+def _direction(gradient: OuterSum, grams: tuple[Grams, Grams]) -> Factored:
+    return Factored(gradient.terms, [1.0] * len(gradient.terms), grams)
 
 
 @dataclass(frozen=True)
 class FactoredBase(Shared):
-    """A layer that all tasks still share, and that becomes :class:`Factored` by descending.
-
-    Attributes
-    ----------
-    n_steps : int
-        Descents to make room for.
-    keep : bool
-        Whether an adjoint will ask for inner products again.
-    """
-
-    n_steps: int = 1
-    keep: bool = True
+    """A layer that all tasks still share, and that becomes :class:`Factored` by descending."""
 
     def descend(
         self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
     ) -> Factored:
         factor, kept = _numbers(scale, shrink)
-        room = self.n_steps * sum(term.left.shape[1] for term in gradient.terms)
         minus = [-factor] * len(gradient.terms)
-        return Factored(gradient.terms, minus, Joined(room), Joined(room), self._grams(), self, kept)
+        return Factored(gradient.terms, minus, (Grams(), Grams()), self, kept)
 
     def cotangent(self, gradient: OuterSum) -> Factored:
-        return _direction(gradient, 0, self._grams())
-
-    def _grams(self) -> tuple[Grams, Grams]:
-        return Grams(self.keep), Grams(self.keep)
+        return _direction(gradient, (Grams(), Grams()))
 
 
 def _numbers(scale: Scale | None, shrink: Scale | None) -> tuple[float, float]:
@@ -447,10 +371,13 @@ def _task_mean(terms: Sequence[Term], base: Shared | None, kept: float) -> Array
 
 def _together(terms: Sequence[Term]) -> Term:
     """Terms that the bias sees all, or none, as one."""
-    if len(terms) == 1:
-        return terms[0]
-    left = np.concatenate([term.left for term in terms], axis=1)
-    return Term(left, np.concatenate([term.right for term in terms], axis=1), terms[0].on_bias)
+    left, right, on_bias = zip(*terms, strict=True)
+    return Term(_joined(left), _joined(right), on_bias[0])
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """Rows ``(T, n, width)`` one below the other."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def _rows(factor: Array) -> Array:

@@ -28,7 +28,6 @@ from npmeta import activations as _activations
 from npmeta._validation import Array, DType, as_dtype, as_parameters
 from npmeta.activations import Activation
 from npmeta.factored import FactoredBase, InputBase
-from npmeta.plan import Plan
 from npmeta.weights import Dense, Layer, OuterSum, Shared, Term, flatten
 
 __all__ = ["MLP", "Backward", "Forward", "backward", "backward_dot", "forward", "forward_dot"]
@@ -266,23 +265,21 @@ class MLP:
             raise ValueError("either all layers have a task axis, of one length, or none has")
         return np.concatenate(flat, axis=-1)
 
-    def layers(self, theta: Array, plan: Plan | None = None) -> list[Layer]:
+    def layers(self, theta: Array, forms: Sequence[str] | None = None) -> list[Layer]:
         """The layers of theta as the passes take them: shared for ``(P,)``, dense for ``(T, P)``.
 
-        ``plan`` says what each shared layer becomes in the inner loop; by default it becomes dense.
+        ``forms`` says for each shared layer what it becomes in the inner loop, "dense" (the default)
+        or "factored".
         """
         if np.ndim(theta) == 2:
             return [Dense(W, b) for W, b in self.unpack(theta)]
-        layers = [Shared(W, b) for W, b in self.unpack(theta)]
-        if plan is None:
-            return [*layers]
-        first, *others = layers
-        factored = [
-            InputBase(first.W, first.b),
-            *(FactoredBase(layer.W, layer.b, plan.n_steps, plan.second_order) for layer in others),
-        ]
-        forms = zip(plan.forms, layers, factored, strict=True)
-        return [thin if form == "factored" else layer for form, layer, thin in forms]
+        kinds: list[type[Shared]] = [Shared] * self.n_layers
+        if forms is not None:
+            factored = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
+            kinds = [
+                k if form == "factored" else Shared for k, form in zip(factored, forms, strict=True)
+            ]
+        return [kind(W, b) for kind, (W, b) in zip(kinds, self.unpack(theta), strict=True)]
 
     # --- the network as a function --------------------------------------------------------------
 

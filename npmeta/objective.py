@@ -17,7 +17,6 @@ from npmeta import losses as _losses
 from npmeta._validation import Array, DType, as_parameters
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, Backward, Forward, backward, backward_dot, forward, forward_dot
-from npmeta.plan import Plan
 from npmeta.weights import Block, Gradient, Scale, flatten
 
 __all__ = ["Batch", "Linearization", "Objective", "Risk", "RiskLinearization", "linearize"]
@@ -102,8 +101,8 @@ class Objective(Protocol):
         ``name`` is put before "x" and "y" in messages, ``"support_"`` say.
         """
 
-    def hold(self, theta: Array, plan: Plan | None = None) -> Sequence[Block]:
-        """Parameters ``(P,)`` or ``(T, P)`` as blocks; ``plan`` as in :meth:`npmeta.MLP.layers`."""
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+        """Parameters ``(P,)`` or ``(T, P)`` as blocks; ``forms`` as in :meth:`npmeta.MLP.layers`."""
 
     def scales(self, factors: Array) -> Sequence[Scale]:
         """Factors ``(P,)``, or one a block ``(n_blocks,)``, as what the blocks multiply by."""
@@ -217,9 +216,9 @@ class Risk:
             )
         return array, targets
 
-    def hold(self, theta: Array, plan: Plan | None = None) -> Sequence[Block]:
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
         """The layers of theta."""
-        return self.model.layers(theta, plan)
+        return self.model.layers(theta, forms)
 
     def scales(self, factors: Array) -> Sequence[Scale]:
         """Numbers as pairs, one for W and one for b; factors per parameter as arrays."""

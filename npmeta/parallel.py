@@ -121,7 +121,7 @@ class _Job(NamedTuple):
 
     tasks: _Drawn | slice
     method: str
-    argument: Any  # of T tasks this shard is so great a part; or the number of steps
+    steps: int | None  # for scores
 
 
 class _Work:
@@ -135,14 +135,12 @@ class _Work:
 
     def __call__(self, params: Mapping[str, Array], job: _Job) -> Outcome:
         with np.errstate(all="ignore"):  # what is not finite shows in the result
-            outcome: Outcome = getattr(self, job.method)(params, self._tasks(job.tasks), job.argument)
+            outcome: Outcome = getattr(self, job.method)(params, self._tasks(job.tasks), job.steps)
         return outcome
 
-    def gradient(self, params: Mapping[str, Array], tasks: TaskBatch, share: float) -> Outcome:
-        """The shard's term of the sum."""
+    def gradient(self, params: Mapping[str, Array], tasks: TaskBatch, steps: None) -> Outcome:
         out = self.algorithm.meta_gradient(params, tasks)
-        grads = {name: np.asarray(share * grad) for name, grad in out.grads.items()}
-        return grads, (share * out.loss, out.task_loss, out.hessian)
+        return out.grads, (out.loss, out.task_loss, out.hessian)
 
     def scores(self, params: Mapping[str, Array], tasks: TaskBatch, steps: int | None) -> Outcome:
         return {}, self.algorithm.evaluate(params, tasks, steps)
@@ -163,21 +161,14 @@ def _jobs(tasks: TaskBatch | Deferred, size: int, method: str, steps: int | None
         where: _Drawn | slice = slice(first, first + n)
         if isinstance(tasks, Deferred):
             where = _Drawn(tasks.seed, tasks.iteration, n, tasks.start + first, tasks.split)
-        jobs.append(_Job(where, method, n / len(tasks) if method == "gradient" else steps))
+        jobs.append(_Job(where, method, steps))
     return jobs
 
 
-def _sum(outcomes: Sequence[Outcome]) -> MetaGradient:
-    """The terms of all shards, added one after another."""
-    grads: dict[str, Array] = {}
-    for term, _ in outcomes:
-        for name, grad in term.items():
-            if name in grads:
-                grads[name] += grad
-            else:
-                grads[name] = grad.copy()
-    losses, task_losses, hessians = zip(*(rest for _, rest in outcomes), strict=True)
-    return MetaGradient(sum(losses), grads, np.concatenate(task_losses), hessians[0])
+def _joined(outcomes: Sequence[Outcome]) -> MetaGradient:
+    return MetaGradient.join(
+        [MetaGradient(loss, dict(grads), *rest) for grads, (loss, *rest) in outcomes]
+    )
 
 
 # --- all shards -----------------------------------------------------------------------------------
@@ -256,7 +247,7 @@ class Sharded:
         if size is None:
             size = default_shard_size(len(tasks), sum(array.size for array in params.values()))
         jobs = _jobs(tasks, size, "gradient")
-        return _sum(self._runner(self._work_on(tasks), params, jobs, gradients=True))
+        return _joined(self._runner(self._work_on(tasks), params, jobs, gradients=True))
 
     def evaluate(
         self,

@@ -162,6 +162,8 @@ class Plan:
     Attributes
     ----------
     layers : tuple of LayerPlan
+    n_tasks : int
+        How many tasks are done at a time.
     n_steps : int
         S, the inner steps to make room for.
     second_order : bool
@@ -169,6 +171,7 @@ class Plan:
     """
 
     layers: tuple[LayerPlan, ...]
+    n_tasks: int
     n_steps: int
     second_order: bool
 
@@ -179,7 +182,8 @@ class Plan:
 
     def __str__(self) -> str:
         head = f"{'layer':>5}  {'shape':>11}  {'form':<8}  {'dense':>10}  {'factored':>10}  why"
-        lines = [head]
+        order = "second" if self.second_order else "first"
+        lines = [f"{self.n_tasks} tasks at a time, {self.n_steps} inner steps, {order} order", head]
         for l, layer in enumerate(self.layers):
             shape = f"{layer.n_in}×{layer.n_out}"
             dense, factored = (1e3 * cost.seconds for cost in (layer.dense, layer.factored))
@@ -251,4 +255,4 @@ def make_plan(
             form = "factored" if factored.seconds < dense.seconds else "dense"
             why = "cheaper"
         layers.append(LayerPlan(n_in, n_out, form, dense, factored, why))
-    return Plan(tuple(layers), n_steps, second_order)
+    return Plan(tuple(layers), n_tasks, n_steps, second_order)

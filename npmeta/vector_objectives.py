@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike
 
 from npmeta._validation import Array, DType, as_dtype, as_features
 from npmeta.objective import Batch, Linearization, Objective, linearize
-from npmeta.plan import Plan
 from npmeta.weights import Block, Gradient, Scale, Vector
 
 __all__ = ["FunctionObjective", "Quadratic", "VectorLinearization"]
@@ -31,8 +30,8 @@ class _OnVector:
     def block_sizes(self) -> tuple[int, ...]:
         return (self.n_params,)
 
-    def hold(self, theta: Array, plan: Plan | None = None) -> Sequence[Block]:
-        """One block with the whole vector; there are no layers to plan for."""
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+        """One block with the whole vector; there are no layers to have forms."""
         return [Vector(theta)]
 
     def scales(self, factors: Array) -> Sequence[Scale]:

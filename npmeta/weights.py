@@ -122,14 +122,6 @@ class OuterSum:
         b = total(row_sum(term.right) for term in self.terms if term.on_bias)
         return Dense(W, b)
 
-    def scaled(self, scale: Scale) -> Dense:
-        """``scale ∘ self``, carried out. One number for the layer multiplies the thin factors."""
-        factor, other = scale
-        if isinstance(factor, np.ndarray) or factor != other:
-            return self.dense().scaled(scale)
-        terms = [Term(left, factor * right, on_bias) for left, right, on_bias in self.terms]
-        return OuterSum(tuple(terms)).dense()
-
 
 def product(h: Array, W: Array) -> Array:
     """``h W``. Where rows have one entry it is a product of a column with a row, in which matmul is
@@ -167,7 +159,7 @@ class _Held:
     def descend(
         self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
     ) -> Layer:
-        step = gradient.dense() if scale is None else gradient.scaled(scale)
+        step = gradient.dense() if scale is None else gradient.dense().scaled(scale)
         W, b = (self.W, self.b) if shrink is None else self._shrunk(*shrink)
         return Dense(np.subtract(W, step.W, out=step.W), np.subtract(b, step.b, out=step.b))
 

@@ -26,7 +26,7 @@ STANDS_ON = {
     "tasks": ["_files", "_validation"],
     "factored": ["weights"],
     "plan": ["_validation"],
-    "mlp": ["activations", "factored", "plan"],
+    "mlp": ["activations", "factored"],
     "objective": ["mlp", "losses"],
     "vector_objectives": ["objective"],
     "adaptation": ["objective", "weights"],

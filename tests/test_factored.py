@@ -1,12 +1,16 @@
 """Factored weights are dense weights within rounding, and cost what the plan says."""
 
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.factored import FactoredBase, InputBase
+from npmeta._blas import one_thread
+from npmeta.factored import FactoredBase, Grams, InputBase
 from npmeta.plan import make_plan
 from npmeta.weights import OuterSum, Shared, Term, flatten
 from tests.helpers import assert_close
@@ -100,17 +104,39 @@ def test_a_set_of_inputs_is_multiplied_with_the_shared_weights_once(monkeypatch)
     shared: list = []
     act = Shared.act
     monkeypatch.setattr(Shared, "act", lambda self, h: shared.append(h.shape) or act(self, h))
-    model = nm.MLP([11, 4, 2], activation="tanh")
-    theta = model.init(rng(0))
-    r = rng(1)
-    tasks = nm.TaskBatch(
-        r.normal(size=(3, 5, 11)),
-        r.normal(size=(3, 5, 2)),
-        r.normal(size=(3, 7, 11)),
-        r.normal(size=(3, 7, 2)),
-    )
-    nm.MAML(model, inner_lr=0.1, inner_steps=5, weights="factored").meta_gradient(theta, tasks)
+    maml, theta, tasks = deep()
+    maml.meta_gradient(theta, tasks)
     assert [shape for shape in shared if shape[-1] == 11] == [(3, 5, 11), (3, 7, 11)]
+
+
+def deep(n_in=11, n_hidden=6, steps=5, T=3):
+    """A network with layers of both classes, all factored."""
+    model = nm.MLP([n_in, n_hidden, n_hidden, 2], activation="tanh")
+    r = rng(1)
+    sizes = ((5, n_in), (5, 2), (7, n_in), (7, 2))
+    tasks = nm.TaskBatch(*(r.normal(size=(T, *size)) for size in sizes))
+    maml = nm.MAML(model, inner_lr=0.1, inner_steps=steps, weights="factored")
+    return maml, model.init(rng(0)), tasks
+
+
+def test_no_inner_product_of_rows_is_made_twice(monkeypatch):
+    """Neither in the inner loop, nor in the adjoint as the transpose of one that was."""
+    made: list = []
+    product = Grams.product
+
+    def recorded(self, h, parts):
+        known = all(self._turned(part, h) is not None for part in parts)
+        if not known:
+            made.extend((id(self), frozenset({id(h[0]), id(part[0])})) for part in parts)
+        kept.append((self, h, parts))  # so that no id is given to another array
+        return product(self, h, parts)
+
+    kept: list = []
+    monkeypatch.setattr(Grams, "product", recorded)
+    maml, theta, tasks = deep()
+    maml.meta_gradient(theta, tasks)
+    assert len(made) == 100  # in two layers
+    assert len(made) == len(set(made))
 
 
 # --- MAML -------------------------------------------------------------------------------------------
@@ -178,6 +204,48 @@ def test_the_meta_gradient_is_the_dense_one_within_rounding(problem, weights, dt
     )
 
 
+def test_results_are_not_overwritten_by_the_next_call():
+    maml, theta, tasks = deep()
+    out, scores = maml.meta_gradient(theta, tasks), maml.evaluate(theta, tasks)
+    y = maml.predict(theta, tasks.support_x, tasks.support_y, tasks.query_x)
+    held = [out.grad, out.task_loss, scores.loss, y]
+    before = [array.copy() for array in held]
+    maml.meta_gradient(2 * theta, tasks)
+    maml.evaluate(2 * theta, tasks)
+    maml.predict(2 * theta, tasks.support_x, tasks.support_y, tasks.query_x)
+    for array, copy in zip(held, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_threads_share_a_maml_and_get_the_same_bits():
+    maml, theta, tasks = deep(n_in=40, n_hidden=30, T=20)
+    with one_thread(), ThreadPoolExecutor(4) as pool:  # BLAS's own threads would change roundings
+        alone = [maml.meta_gradient(k * theta, tasks).grad for k in range(1, 9)]
+        found = list(pool.map(lambda k: maml.meta_gradient(k * theta, tasks).grad, range(1, 9)))
+    np.testing.assert_array_equal(found, alone)
+
+
+def test_adapted_parameters_are_multiplied_out_only_for_who_asks():
+    """What is held at most while working, of arrays (NumPy reports them to tracemalloc)."""
+    T, width = 64, 200
+    maml, theta, tasks = deep(n_in=width, n_hidden=width, steps=1, T=T)
+    phi = T * theta.nbytes
+
+    def peak(call):
+        call()
+        tracemalloc.start()
+        call()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    support = tasks.support_x, tasks.support_y
+    assert peak(lambda: maml.adapt(theta, *support)) > phi
+    assert peak(lambda: maml.predict(theta, *support, tasks.query_x)) < phi / 4
+    assert peak(lambda: maml.evaluate(theta, tasks)) < phi / 4
+    assert peak(lambda: maml.meta_gradient(theta, tasks)) < phi / 2
+
+
 # --- the plan ---------------------------------------------------------------------------------------
 
 OMNIGLOT = {"n_tasks": 32, "n_support": 5, "n_query": 5, "n_steps": 5, "itemsize": 4}
@@ -198,14 +266,15 @@ def test_the_plan_prints_what_was_chosen_and_why():
     y = rng(2).integers(0, 5, (32, 10))
     tasks = nm.TaskBatch(x[:, :5], y[:, :5], x[:, 5:], y[:, 5:])
     maml = nm.MAML(model, "cross_entropy", inner_lr=0.1, inner_steps=5)
-    lines = str(maml.plan(theta, tasks)).splitlines()
-    assert lines[0].split() == ["layer", "shape", "form", "dense", "factored", "why"]
-    assert "784×64" in lines[1]
-    assert "factored" in lines[1]
-    forced = nm.MAML(model, "cross_entropy", inner_lr=0.1, weights="dense").plan(theta, tasks)
+    lines = str(maml.plan(tasks, theta)).splitlines()
+    assert lines[0] == "32 tasks at a time, 5 inner steps, second order"
+    assert lines[1].split() == ["layer", "shape", "form", "dense", "factored", "why"]
+    assert "784×64" in lines[2]
+    assert "factored" in lines[2]
+    forced = nm.MAML(model, "cross_entropy", inner_lr=0.1, weights="dense").plan(tasks)
     assert forced.forms == ("dense", "dense")
     assert "as asked for" in str(forced)
-    each = nm.MAML(model, "cross_entropy", inner_lr=np.full(model.n_params, 0.1)).plan(theta, tasks)
+    each = nm.MAML(model, "cross_entropy", inner_lr=np.full(model.n_params, 0.1)).plan(tasks)
     assert each.forms == ("dense", "dense")
     assert "step sizes differ within the layer" in str(each)
 
@@ -219,7 +288,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="step sizes per parameter need dense weights"):
         maml.meta_gradient(model.init(rng(0)), tasks)
     with pytest.raises(ValueError, match="has no layers to plan for"):
-        nm.MAML(nm.Quadratic(2)).plan(np.zeros(2), tasks)
+        nm.MAML(nm.Quadratic(2)).plan(tasks)
 
 
 def test_points_flatten_to_the_parameters_they_stand_for():
@@ -227,4 +296,4 @@ def test_points_flatten_to_the_parameters_they_stand_for():
     theta = model.init(rng(0))
     for weights in ("auto", "dense", "factored"):
         plan = make_plan(model.widths, **OMNIGLOT, **SECOND, weights=weights)
-        np.testing.assert_array_equal(flatten(model.layers(theta, plan)), theta)
+        np.testing.assert_array_equal(flatten(model.layers(theta, plan.forms)), theta)

@@ -65,17 +65,16 @@ class MetaGradient:
     def join(parts: Sequence[MetaGradient]) -> MetaGradient:
         """The meta-gradients of several batches as that of one: their mean, each counted by its tasks.
 
-        The sum is made in the order of the parts.
+        The sum is made in the order of the parts, in arrays of its own.
         """
-        if len(parts) == 1:
-            return parts[0]
         task_loss = np.concatenate([part.task_loss for part in parts])
         shares = [len(part.task_loss) / len(task_loss) for part in parts]
         grads = {
             name: total(share * part.grads[name] for part, share in zip(parts, shares, strict=True))
             for name in parts[0].grads
         }
-        return MetaGradient(float(task_loss.real.mean()), grads, task_loss, parts[0].hessian)
+        loss = sum(share * part.loss for part, share in zip(parts, shares, strict=True))
+        return MetaGradient(loss, grads, task_loss, parts[0].hessian)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -64,6 +64,11 @@ class MAML:
     ------
     ValueError
         If an argument is out of range or of a shape that does not fit.
+
+    Notes
+    -----
+    Calls share nothing that changes: threads may use one MAML, and no result is overwritten by a later
+    call.
 
     Examples
     --------
@@ -147,16 +152,14 @@ class MAML:
         ValueError
             If shapes, labels or dtypes do not fit the model.
         """
-        keep_freed_memory()
         theta, alpha = self._meta_parameters(params)
         support, query = self._prepare(tasks, theta.dtype)
         learns = "inner_lr" in named(params)
-        return MetaGradient.join(
-            [
-                self._of_chunk(theta, alpha, _part(support, chunk), _part(query, chunk), learns)
-                for chunk in self._chunks(support, query)
-            ]
-        )
+        parts = [
+            self._of_chunk(theta, alpha, _part(support, chunk), _part(query, chunk), learns)
+            for chunk in self._chunks(support, query)
+        ]
+        return parts[0] if len(parts) == 1 else MetaGradient.join(parts)
 
     def _of_chunk(
         self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
@@ -164,7 +167,7 @@ class MAML:
         """:meth:`meta_gradient` of some of the tasks."""
         path = adapt(
             self.objective,
-            self.objective.hold(theta, self._plan(theta, alpha, support, query)),
+            self._hold(theta, alpha, support, query),
             support,
             alpha,
             self.inner_steps,
@@ -210,9 +213,10 @@ class MAML:
         -------
         ndarray, (T, P)
         """
+        steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
         theta, alpha = self._meta_parameters(params)
         support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
-        point = self._adapted(theta, support, alpha, steps)
+        point = self._adapted(self.objective.hold(theta), support, alpha, steps)
         phi = np.broadcast_to(flatten(point), (len(support[0]), self.objective.n_params))
         return np.array(phi)
 
@@ -233,6 +237,7 @@ class MAML:
         """
         if not isinstance(self.objective, Risk):
             raise ValueError("an objective makes no predictions; adapt, and use its parameters")
+        steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
         theta, alpha = self._meta_parameters(params)
         support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
         x = self.objective.model.features(query_x, theta.dtype, "query_x")
@@ -241,8 +246,13 @@ class MAML:
                 f"query_x must have shape ({len(support[0])}, Q, n_in), as many tasks as "
                 f"support_x; got {x.shape}"
             )
-        point = self._adapted(theta, support, alpha, steps)
-        return self.objective.outputs(point, x)
+        outputs = []
+        for chunk in self._chunks(support, (x, x)):
+            part, query = _part(support, chunk), x[chunk]
+            start = self._hold(theta, alpha, part, (query, query), steps, second_order=False)
+            point = self._adapted(start, part, alpha, steps)
+            outputs.append(self.objective.outputs(point, query))
+        return np.concatenate(outputs)
 
     def evaluate(
         self,
@@ -267,8 +277,20 @@ class MAML:
         steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
         theta, alpha = self._meta_parameters(params)
         support, query = self._prepare(tasks, theta.dtype)
-        plan = self._plan(theta, alpha, support, query, steps, second_order=False)
-        point = self.objective.hold(theta, plan)
+        return Scores.join(
+            [
+                self._scores(theta, alpha, _part(support, chunk), _part(query, chunk), steps)
+                for chunk in self._chunks(support, query)
+            ]
+        )
+
+    # --- shared by the methods above --------------------------------------------------------------
+
+    def _scores(
+        self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, steps: int
+    ) -> Scores:
+        """:meth:`evaluate` for some of the tasks."""
+        point = self._hold(theta, alpha, support, query, steps, second_order=False)
         scored = [self.objective.score(point, query)]
         for _, adapted in inner_loop(
             self.objective, point, support, alpha, steps, self.inner_weight_decay
@@ -277,8 +299,6 @@ class MAML:
         losses, shares = zip(*scored, strict=True)
         accuracy = None if shares[0] is None else np.stack(shares, axis=1)
         return Scores(np.stack(losses, axis=1), accuracy)
-
-    # --- shared by the methods above --------------------------------------------------------------
 
     def _meta_parameters(self, params: ArrayLike | MetaParameters) -> tuple[Array, StepSizes]:
         """theta, checked, and the step sizes: learned ones, if there are any, before our own."""
@@ -293,8 +313,14 @@ class MAML:
         inner_lr = params.get("inner_lr", self.inner_lr)
         return theta, StepSizes(inner_lr, self.objective, self.inner_steps, theta.dtype)
 
-    def plan(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> Plan:
+    def plan(self, tasks: TaskBatch, params: ArrayLike | MetaParameters | None = None) -> Plan:
         """How each layer will hold the tasks' weights in :meth:`meta_gradient`, and why.
+
+        Parameters
+        ----------
+        tasks : TaskBatch
+        params : array_like (P,), or mapping, optional
+            By default float64 parameters with our own ``inner_lr``.
 
         Raises
         ------
@@ -303,27 +329,27 @@ class MAML:
         """
         if not isinstance(self.objective, Risk):
             raise ValueError("an objective has no layers to plan for")
+        if params is None:
+            params = np.zeros(self.objective.n_params)
         theta, alpha = self._meta_parameters(params)
         support, query = self._prepare(tasks, theta.dtype)
         chunk, *_ = self._chunks(support, query)
-        plan = self._plan(theta, alpha, _part(support, chunk), _part(query, chunk))
-        assert plan is not None
-        return plan
+        return self._plan(
+            self.objective.model.widths, theta, alpha, _part(support, chunk), _part(query, chunk)
+        )
 
     def _plan(
         self,
+        widths: tuple[int, ...],
         theta: Array,
         alpha: StepSizes,
         support: Batch,
         query: Batch,
         steps: int | None = None,
         second_order: bool = True,
-    ) -> Plan | None:
-        """The plan for a network; None where there are no layers."""
-        if not isinstance(self.objective, Risk):
-            return None
+    ) -> Plan:
         return make_plan(
-            self.objective.model.widths,
+            widths,
             n_tasks=len(support[0]),
             n_support=support[0].shape[1],
             n_query=query[0].shape[1],
@@ -334,8 +360,16 @@ class MAML:
             weights=self.weights,
         )
 
+    def _hold(self, theta: Array, alpha: StepSizes, *args: Any, **kwargs: Any) -> Sequence[Block]:
+        """theta as the plan says, where there are layers to plan for; arguments as in :meth:`_plan`."""
+        if not isinstance(self.objective, Risk):
+            return self.objective.hold(theta)
+        plan = self._plan(self.objective.model.widths, theta, alpha, *args, **kwargs)
+        return self.objective.hold(theta, plan.forms)
+
     def _chunks(self, support: Batch, query: Batch) -> list[slice]:
         """The tasks in chunks whose activations stay in the cache."""
+        keep_freed_memory()
         size = n_tasks = len(support[0])
         if isinstance(self.objective, Risk):
             size = chunk_size(
@@ -354,16 +388,14 @@ class MAML:
         )
 
     def _adapted(
-        self, theta: Array, support: Batch, alpha: StepSizes, steps: int | None
+        self, point: Sequence[Block], support: Batch, alpha: StepSizes, steps: int
     ) -> Sequence[Block]:
-        """φ after the steps."""
-        n_steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
-        adapted = start = self.objective.hold(theta)
-        for _, point in inner_loop(
-            self.objective, start, support, alpha, n_steps, self.inner_weight_decay
+        """φ after the steps from a point."""
+        for _, adapted in inner_loop(
+            self.objective, point, support, alpha, steps, self.inner_weight_decay
         ):
-            adapted = point
-        return adapted
+            point = adapted
+        return point
 
 
 def _part(batch: Batch, tasks: slice) -> Batch:
