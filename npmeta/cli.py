@@ -1,4 +1,4 @@
-"""The command line: ``npmeta train | evaluate | adapt | plot | check | doctor``."""
+"""The command line: ``npmeta train | evaluate | adapt | plot | list | check | doctor``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 from npmeta import __version__
 from npmeta._validation import unknown_name
 from npmeta.config import Config
-from npmeta.options import OPTIONS, PRESETS, TASKS, Option, preset
+from npmeta.options import PRESETS, TASKS, Option, preset
+from npmeta.registry import ALGORITHMS, OPTIONS
 
 __all__ = ["main"]
 
@@ -99,6 +100,17 @@ def _make_parser() -> argparse.ArgumentParser:
     plot.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     plot.add_argument("--out", metavar="FOLDER", type=Path, help="default: the run's folder")
 
+    shown = commands.add_parser(
+        "list", help="show algorithms, tasks, presets, activations and losses", allow_abbrev=False
+    )
+    shown.add_argument(
+        "algorithm",
+        metavar="ALGORITHM",
+        nargs="?",
+        choices=tuple(ALGORITHMS),
+        help="show the options of one, with its defaults",
+    )
+
     check = commands.add_parser(
         "check", help="verify npmeta's derivatives on this machine", allow_abbrev=False
     )
@@ -169,7 +181,7 @@ def _add_workers(group: Any) -> None:
 
 def _add_option(group: Any, option: Option) -> None:
     flag = "--" + option.name.replace("_", "-")
-    text = f"{option.help} {_defaults(option)}".replace("%", "%%").strip()
+    text = f"{option.help} {option.shown_default()}".replace("%", "%%").strip()
     if option.kind is bool:
         group.add_argument(
             flag, dest=option.name, action=argparse.BooleanOptionalAction, default=None, help=text
@@ -191,22 +203,6 @@ def _metavar(option: Option) -> str:
     if 0 < len(option.choices) <= 3:
         return "|".join(option.choices)
     return {int: "N", float: "X", str: "TEXT"}[option.kind]
-
-
-def _defaults(option: Option) -> str:
-    """(default: 5) or (sinusoid 10, omniglot 1)."""
-
-    def shown(value: Any) -> str:
-        if isinstance(value, list):
-            return " ".join(map(shown, value))
-        return f"{value:g}" if isinstance(value, float) else str(value).lower()
-
-    if isinstance(option.default, dict):
-        known = {task: value for task, value in option.default.items() if value is not None}
-        return (
-            f"({', '.join(f'{task} {shown(value)}' for task, value in known.items())})" if known else ""
-        )
-    return "" if option.default is None else f"(default: {shown(option.default)})"
 
 
 def _whole(text: str) -> int:
@@ -295,6 +291,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return commands.adapt_run(
             args.run, support=args.support, query=args.query, steps=args.steps, out=args.out
         )
+    if args.command == "list":
+        return commands.list_all() if args.algorithm is None else commands.describe(args.algorithm)
     if args.command == "check":
         return commands.check(args.plot)
     if args.command == "doctor":

@@ -1,4 +1,5 @@
-"""What the commands do: train, evaluate, adapt, plot, check, doctor. :mod:`npmeta.cli` reads them."""
+"""What the commands do: train, evaluate, adapt, plot, list, check and doctor, which :mod:`npmeta.cli`
+reads."""
 
 from __future__ import annotations
 
@@ -15,10 +16,15 @@ import numpy as np
 from npmeta import __version__, optimizers
 from npmeta._files import write_atomically
 from npmeta._validation import Array
-from npmeta.algorithms import MAML, Scores
+from npmeta.activations import ACTIVATIONS
+from npmeta.algorithms import Scores
+from npmeta.algorithms.base import MetaLearner
 from npmeta.config import Config, TaskDistribution
+from npmeta.losses import LOSSES
+from npmeta.options import PRESETS, TASKS
 from npmeta.parallel import Sharded, default_shard_size
 from npmeta.progress import Progress
+from npmeta.registry import ALGORITHMS, options_of
 from npmeta.reports import score_json, score_table
 from npmeta.runs import Checkpoint, Run, locked
 from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
@@ -28,8 +34,10 @@ from npmeta.training import Algorithm, NonFiniteError, evaluate, meta_train
 __all__ = [
     "adapt_run",
     "check",
+    "describe",
     "evaluate_run",
     "examine",
+    "list_all",
     "list_faults",
     "plot_run",
     "resume_run",
@@ -82,8 +90,9 @@ def resume_run(folder: Path, task: str | None, changes: Mapping[str, Any], worke
 
 def _resume(run: Run, task: str | None, changes: Mapping[str, Any], workers: int) -> int:
     folder = run.folder
-    if task not in (None, run.config.task):
-        raise ValueError(f"{folder} is of {run.config.task}, not of {task}")
+    for came, own in (task, run.config.task), (changes.get("algorithm"), run.config["algorithm"]):
+        if came not in (None, own):
+            raise ValueError(f"{folder} is of {own}, not of {came}")
     config = run.config.with_values(**changes)
     if "data" in changes:
         config = config.with_values(data=str(existing(changes["data"]).resolve()))
@@ -118,7 +127,7 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any], workers: int
     return _train(run, tasks, algorithm, checkpoint, workers)
 
 
-def _check_fit(checkpoint: Checkpoint, config: Config, algorithm: MAML) -> None:
+def _check_fit(checkpoint: Checkpoint, config: Config, algorithm: MetaLearner) -> None:
     """Raise ValueError unless a checkpoint has what the configuration's network and optimizer need."""
     params = algorithm.init(np.random.default_rng(0), config["dtype"])
     state = optimizers.get(config["optimizer"]).init(params)
@@ -149,10 +158,13 @@ def _new_folder(task: str) -> Path:
             return folder
 
 
-def _train(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint, workers: int) -> int:
+def _train(
+    run: Run, tasks: TaskDistribution, algorithm: MetaLearner, start: Checkpoint, workers: int
+) -> int:
     """Train, and report; or say why not, and how to go on."""
     config = run.config
-    say(f"{config.task}: {algorithm.model}, {algorithm.objective.n_params} parameters, in {run.folder}")
+    n_params = sum(array.size for array in start.params.values())
+    say(f"{config.task}: {config['algorithm']}, {n_params} meta-parameters, in {run.folder}")
     with (
         _handling(signal.default_int_handler, signal.SIGTERM),
         _sharded(config, algorithm, workers) as sharded,
@@ -173,7 +185,7 @@ def _train(run: Run, tasks: TaskDistribution, algorithm: MAML, start: Checkpoint
     return 0
 
 
-def _sharded(config: Config, algorithm: MAML, workers: int) -> AbstractContextManager[Algorithm]:
+def _sharded(config: Config, algorithm: MetaLearner, workers: int) -> AbstractContextManager[Algorithm]:
     """The algorithm in the run's shards; as it is, for a run of before there were any."""
     size = config["shard_size"]
     if size is None:
@@ -285,7 +297,7 @@ def _handling(
 def _report(
     run: Run,
     tasks: TaskDistribution,
-    algorithm: MAML,
+    algorithm: MetaLearner,
     sharded: Algorithm,
     params: Mapping[str, Array],
 ) -> None:
@@ -412,7 +424,7 @@ def plot_run(folder: Path, out: Path | None) -> int:
 def _draw(
     run: Run,
     tasks: TaskDistribution,
-    algorithm: MAML,
+    algorithm: MetaLearner,
     params: Mapping[str, Array],
     scored: Scores,
     folder: Path,
@@ -432,6 +444,42 @@ def _draw(
     if rows:
         figures["curves"] = plots.curves(rows, config["loss"])
     return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+# --- list -------------------------------------------------------------------------------------------
+
+
+def list_all() -> int:
+    """What can be named: algorithms with their papers, tasks, presets, activations and losses."""
+    rows = [(entry.name, entry.summary, entry.paper) for entry in ALGORITHMS.values()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print("algorithms")
+    for name, summary, paper in rows:
+        print(f"  {name:<{widths[0]}}  {summary:<{widths[1]}}  {paper}")
+    for title, names in (
+        ("tasks", TASKS),
+        ("presets", [f"{name} ({', '.join(tasks)})" for name, tasks in PRESETS.items()]),
+        ("activations", ACTIVATIONS),
+        ("losses", LOSSES),
+    ):
+        print(f"\n{title}\n  {', '.join(names)}")
+    return 0
+
+
+def describe(name: str) -> int:
+    """An algorithm, and its options with their defaults."""
+    entry = ALGORITHMS[name]
+    print(f"{name}: {entry.summary} ({entry.paper})\ntasks: {', '.join(entry.tasks)}")
+    own = [
+        option
+        for option in options_of(name)
+        if option.name in entry.defaults or option in entry.options or option.name == "loss"
+    ]
+    width = max(len(option.name) for option in own)
+    for option in own:
+        flag = option.name.replace("_", "-")
+        print(f"  --{flag:<{width}}  {option.help} {option.shown_default()}".rstrip())
+    return 0
 
 
 # --- check ------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The configuration of a run, the file that records it, and the parts it is made into.
 
-Values come from four places, each going before the one above it: the defaults of the task, a preset,
-a TOML file, the command line.
+Values come from four places, each going before the one above it: the defaults of the algorithm and the
+task, a preset, a TOML file, the command line.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from npmeta._validation import unknown_name
-from npmeta.algorithms import MAML
-from npmeta.mlp import MLP
+from npmeta.algorithms.base import MetaLearner
 from npmeta.optimizers import Schedule, constant, cosine, step
-from npmeta.options import OPTIONS, TASKS
+from npmeta.options import TASKS
+from npmeta.registry import ALGORITHMS, DEFAULT, OPTIONS, one_or_list, options_of
 from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
 
 __all__ = ["Config", "TaskDistribution"]
@@ -36,17 +36,28 @@ class Config:
     Raises
     ------
     ValueError
-        If a name is unknown (with the nearest known one) or a value is out of range.
+        If a name is unknown (with the nearest known one), a value is out of range, the algorithm
+        cannot be trained on the task, or an option is none of its own.
     """
 
     def __init__(self, task: str, *layers: Mapping[str, Any]) -> None:
         if task not in TASKS:
             raise unknown_name(task, list(TASKS), "task")
         self.task = task
-        options = {option.name: option for option in OPTIONS if option.for_task(task)}
+        named = [layer["algorithm"] for layer in layers if "algorithm" in layer]
+        algorithm = named[-1] if named else DEFAULT
+        self._options = [option for option in options_of(algorithm) if option.for_task(task)]
+        if task not in ALGORITHMS[algorithm].tasks:
+            known = ", ".join(ALGORITHMS[algorithm].tasks)
+            raise ValueError(f"{algorithm} cannot be trained on {task}; it is for {known}")
+        options = {option.name: option for option in self._options}
         values = {name: option.default_for(task) for name, option in options.items()}
         for layer in layers:
             for name in layer:
+                if name not in options and any(
+                    option.name == name and option.for_task(task) for option in OPTIONS
+                ):
+                    raise ValueError(f"{algorithm} has no option {name!r}")
                 if name not in options:
                     raise unknown_name(name, list(options), f"option of {task} runs")
             values.update(layer)
@@ -68,14 +79,14 @@ class Config:
         """The file that reproduces the run: ``npmeta train --config FILE``."""
         lines = [f"# npmeta {_version()}", f"task = {json.dumps(self.task)}"]
         section = ""
-        for option in OPTIONS:
-            value = self.values.get(option.name)
+        for option in self._options:
+            value = self.values[option.name]
             if value is None:
                 continue
             if option.section != section:
                 section = option.section
                 lines += ["", f"[{section}]"]
-            shown = _one_or_list(value) if isinstance(value, list) else value
+            shown = one_or_list(value) if isinstance(value, list) else value
             lines.append(f"{option.name} = {_toml_value(shown)}")
         return "\n".join(lines) + "\n"
 
@@ -161,28 +172,9 @@ class Config:
             )
         return tasks
 
-    def algorithm(self, n_in: int, n_out: int) -> MAML:
-        """The algorithm on a network with so many inputs and outputs."""
-        v = self.values
-        model = MLP([n_in, *v["hidden"], n_out], _one_or_list(v["activation"]))
-        return MAML(
-            model,
-            v["loss"],
-            inner_lr=self._inner_lr(),
-            inner_steps=v["inner_steps"],
-            first_order=v["first_order"],
-            inner_weight_decay=v["inner_weight_decay"],
-            learn_inner_lr=v["learn_inner_lr"],
-        )
-
-    def _inner_lr(self) -> Any:
-        """A number, a list for MAML to read, or a row (layers) or column (steps) of values."""
-        values = self.values["inner_lr"]
-        if self.values["inner_lr_per"] == "layer":
-            return [values]
-        if self.values["inner_lr_per"] == "step":
-            return [[value] for value in values]
-        return _one_or_list(values)
+    def algorithm(self, n_in: int, n_out: int) -> MetaLearner:
+        """The algorithm for tasks with so many inputs and outputs."""
+        return ALGORITHMS[self["algorithm"]].make(n_in, n_out, self.values)
 
     def schedule(self) -> Schedule:
         """The schedule of the outer learning rate."""
@@ -192,10 +184,6 @@ class Config:
         if v["schedule"] == "cosine":
             return cosine(v["iterations"], v["schedule_floor"])
         return constant()
-
-
-def _one_or_list(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values
 
 
 def _toml_value(value: Any) -> str:

@@ -1,4 +1,8 @@
-"""Every option of a run: its name, default, range and help. Presets are published settings."""
+"""The options that runs have: names, defaults, ranges and help. Presets are published settings.
+
+Options that only some algorithms have stand by their names in :mod:`npmeta.registry`; those that
+several share are here.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,22 @@ from npmeta import activations, losses
 from npmeta._validation import lookup, unknown_name
 from npmeta.optimizers import OPTIMIZERS, SCHEDULES
 
-__all__ = ["OPTIONS", "PRESETS", "TASKS", "Option", "preset"]
+__all__ = [
+    "COMMON",
+    "FIRST_ORDER",
+    "INNER_LOOP",
+    "LEARN_INNER_LR",
+    "PRESETS",
+    "SECTIONS",
+    "TASKS",
+    "Option",
+    "preset",
+]
 
 TASKS = ("sinusoid", "omniglot", "table")
+
+#: In the order of the file. What stands in none is at its top.
+SECTIONS = ("", "tasks", "model", "algorithm", "training", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,21 @@ class Option:
     def default_for(self, task: str) -> Any:
         return self.default[task] if isinstance(self.default, Mapping) else self.default
 
+    def shown_default(self) -> str:
+        """(default: 5), or (sinusoid 10, omniglot 1); nothing where there is none."""
+
+        def shown(value: Any) -> str:
+            if isinstance(value, list):
+                return " ".join(map(shown, value))
+            return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+        if isinstance(self.default, Mapping):
+            known = [
+                f"{task} {shown(value)}" for task, value in self.default.items() if value is not None
+            ]
+            return f"({', '.join(known)})" if known else ""
+        return "" if self.default is None else f"(default: {shown(self.default)})"
+
     def check(self, value: Any) -> Any:
         """The value in its own type, or a ValueError that says what was expected and what came."""
         if value is None and self.optional:
@@ -96,8 +128,8 @@ class Option:
 _MANY = (1, 10_000)
 _PAIR = (2, 2)
 
-#: Every option of a run, in the order of the file.
-OPTIONS: tuple[Option, ...] = (
+#: The options of every run, section by section.
+COMMON: tuple[Option, ...] = (
     Option("", "seed", int, 0, "seed of the initial parameters and of the tasks", low=0),
     Option(
         "",
@@ -213,27 +245,6 @@ OPTIONS: tuple[Option, ...] = (
         choices=tuple(losses.LOSSES),
         optional=True,
     ),
-    Option(
-        "algorithm",
-        "inner_lr",
-        float,
-        {"sinusoid": 0.01, "omniglot": 0.4, "table": 0.01},
-        "inner step size: one number, one a layer, or one a step; 0 freezes a layer",
-        low=0,
-        length=_MANY,
-    ),
-    Option(
-        "algorithm",
-        "inner_lr_per",
-        str,
-        "auto",
-        "what several values of inner_lr are for, where their number could mean either",
-        choices=("auto", "layer", "step"),
-    ),
-    Option("algorithm", "inner_steps", int, 1, "inner steps while training", low=0),
-    Option("algorithm", "first_order", bool, False, "leave out second derivatives (FOMAML)"),
-    Option("algorithm", "inner_weight_decay", float, 0.0, "weight decay in the inner loop", low=0),
-    Option("algorithm", "learn_inner_lr", bool, False, "learn the inner step sizes too"),
     # --- training ---
     Option(
         "training",
@@ -301,6 +312,33 @@ OPTIONS: tuple[Option, ...] = (
         low=0,
     ),
 )
+
+#: Those of an inner loop of gradient steps.
+INNER_LOOP: tuple[Option, ...] = (
+    Option(
+        "algorithm",
+        "inner_lr",
+        float,
+        {"sinusoid": 0.01, "omniglot": 0.4, "table": 0.01},
+        "inner step size: one number, one a layer, or one a step; 0 freezes a layer",
+        low=0,
+        length=_MANY,
+    ),
+    Option(
+        "algorithm",
+        "inner_lr_per",
+        str,
+        "auto",
+        "what several values of inner_lr are for, where their number could mean either",
+        choices=("auto", "layer", "step"),
+    ),
+    Option("algorithm", "inner_steps", int, 1, "inner steps while training", low=0),
+    Option("algorithm", "inner_weight_decay", float, 0.0, "weight decay in the inner loop", low=0),
+)
+
+#: Those of meta-gradients through the inner loop.
+FIRST_ORDER = Option("algorithm", "first_order", bool, False, "leave out second derivatives (FOMAML)")
+LEARN_INNER_LR = Option("algorithm", "learn_inner_lr", bool, False, "learn the inner step sizes too")
 
 #: Published settings, by name and task.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npmeta._validation import Array
-from npmeta.algorithms import MAML, Scores
+from npmeta.algorithms import Scores
+from npmeta.algorithms.base import MetaLearner
 from npmeta.tasks import Omniglot, Sinusoid
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def waves(
-    algorithm: MAML,
+    algorithm: MetaLearner,
     params: Mapping[str, Array],
     tasks: Sinusoid,
     *,
@@ -83,7 +84,7 @@ def waves(
 
 
 def drawings(
-    algorithm: MAML,
+    algorithm: MetaLearner,
     params: Mapping[str, Array],
     tasks: Omniglot,
     *,

@@ -17,7 +17,8 @@ import npmeta
 from npmeta import commands
 from npmeta.cli import main
 from npmeta.config import Config
-from npmeta.options import OPTIONS, TASKS
+from npmeta.options import TASKS
+from npmeta.registry import options_of
 from npmeta.runs import Checkpoint, Run, locked
 
 QUICK = ["--eval-tasks", "20", "--hidden", "8", "8", "--meta-batch", "4"]
@@ -330,21 +331,21 @@ def other(option, task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
-    chosen = {option.name: other(option, task) for option in OPTIONS if option.for_task(task)}
+    options = [o for o in options_of("maml") if o.for_task(task) and o.name != "algorithm"]
+    chosen = {option.name: other(option, task) for option in options}
     assert all(value != Config(task)[name] for name, value in chosen.items())
     words = []
-    for option in OPTIONS:
-        if option.for_task(task):
-            flag, value = "--" + option.name.replace("_", "-"), chosen[option.name]
-            if option.kind is bool:
-                words.append(flag if value else flag.replace("--", "--no-", 1))
-            else:
-                words += [flag, *map(str, value if isinstance(value, list) else [value])]
+    for option in options:
+        flag, value = "--" + option.name.replace("_", "-"), chosen[option.name]
+        if option.kind is bool:
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, *map(str, value if isinstance(value, list) else [value])]
     came = {}
     monkeypatch.setattr(commands, "start_run", lambda config, *_: came.update(config=config) or 0)
     assert main(["train", task, *words]) == 0
     config = came["config"]
-    assert config.values == chosen
+    assert config.values == {"algorithm": "maml", **chosen}
 
     class Recorded:
         checksum = chosen.get("checksum")

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import npmeta as nm
 from npmeta.config import Config
-from npmeta.options import OPTIONS, PRESETS, TASKS, preset
+from npmeta.options import PRESETS, TASKS, preset
+from npmeta.registry import OPTIONS
 
 
 @pytest.mark.parametrize("task", TASKS)

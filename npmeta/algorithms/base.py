@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._validation import Array
 from npmeta.weights import total
 
-__all__ = ["MetaGradient", "MetaParameters", "Scores", "named"]
+if TYPE_CHECKING:
+    from npmeta.tasks.batch import TaskBatch
+
+__all__ = ["MetaGradient", "MetaLearner", "MetaParameters", "Scores", "named"]
 
 #: Meta-parameters by name: "theta", and "inner_lr" where step sizes are learned.
 MetaParameters: TypeAlias = Mapping[str, Array]
@@ -32,6 +35,33 @@ def named(params: ArrayLike | MetaParameters) -> MetaParameters:
     if "theta" not in params:
         raise ValueError(f"meta-parameters must have a 'theta', got {sorted(params)}")
     return params
+
+
+class MetaLearner(Protocol):
+    """What every algorithm here can do.
+
+    Names and shapes of meta-parameters are its own, but for "theta", which is always there. Where an
+    algorithm takes no inner steps, ``steps`` changes nothing, and its scores have one column.
+    """
+
+    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+        """Initial meta-parameters."""
+
+    def meta_gradient(self, params: MetaParameters, tasks: TaskBatch) -> MetaGradient:
+        """The mean query loss after adaptation, and what an outer optimizer is to descend along."""
+
+    def evaluate(self, params: MetaParameters, tasks: TaskBatch, steps: int | None = None) -> Scores:
+        """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` inner steps."""
+
+    def predict(
+        self,
+        params: MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        query_x: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """Outputs (of classes: logits) on query inputs after adaptation, ``(T, Q, n_out)``."""
 
 
 @dataclass(frozen=True, eq=False)

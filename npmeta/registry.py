@@ -1,0 +1,161 @@
+r"""Every algorithm by name: what it is, the options it has, and how it is made from their values.
+
+To add one, write ``npmeta/algorithms/<name>.py`` with a frozen dataclass that is a
+:class:`~npmeta.algorithms.base.MetaLearner`, and append an :class:`Entry` to :data:`ALGORITHMS` below.
+Then it trains, evaluates, adapts and resumes from the command line, ``npmeta list`` shows it, and
+the tests of the registry take it up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from npmeta._validation import lookup
+from npmeta.algorithms import MAML
+from npmeta.algorithms.base import MetaLearner
+from npmeta.mlp import MLP
+from npmeta.options import COMMON, FIRST_ORDER, INNER_LOOP, LEARN_INNER_LR, SECTIONS, TASKS, Option
+
+__all__ = ["ALGORITHMS", "DEFAULT", "OPTIONS", "Entry", "options_of"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the command line knows of an algorithm.
+
+    Attributes
+    ----------
+    name : str
+        As in ``--algorithm NAME``.
+    summary, paper : str
+        A line for ``npmeta list``: what it does; authors and year.
+    make : callable
+        ``(n_in, n_out, values) -> MetaLearner`` for tasks with so many inputs and outputs (classes),
+        from the values of all options of the run, by name. ValueError where they do not fit together.
+    options : tuple of Option
+        Those of section "algorithm" that it has besides ``loss``, shared ones from
+        :mod:`npmeta.options` or its own. Options of one name agree in all but defaults and help.
+    defaults : mapping
+        Its own defaults, of any option by name: a value, or a mapping from tasks to values.
+    tasks : tuple of str
+        The tasks it can be trained on.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    make: Callable[[int, int, Mapping[str, Any]], MetaLearner]
+    options: tuple[Option, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] = TASKS
+
+
+# --- made from values -------------------------------------------------------------------------------
+
+
+def one_or_list(values: list[Any]) -> Any:
+    """A list of one as its value."""
+    return values[0] if len(values) == 1 else values
+
+
+def network(n_in: int, n_out: int, values: Mapping[str, Any]) -> MLP:
+    """The network of a configuration."""
+    return MLP([n_in, *values["hidden"], n_out], one_or_list(values["activation"]))
+
+
+def inner_lr(values: Mapping[str, Any]) -> Any:
+    """A number, a list for MAML to read, or a row (layers) or column (steps) of step sizes."""
+    sizes = values["inner_lr"]
+    if values["inner_lr_per"] == "layer":
+        return [sizes]
+    if values["inner_lr_per"] == "step":
+        return [[size] for size in sizes]
+    return one_or_list(sizes)
+
+
+def _maml(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    return MAML(
+        network(n_in, n_out, values),
+        values["loss"],
+        inner_lr=inner_lr(values),
+        inner_steps=values["inner_steps"],
+        first_order=values["first_order"],
+        inner_weight_decay=values["inner_weight_decay"],
+        learn_inner_lr=values["learn_inner_lr"],
+    )
+
+
+# --- the registry -----------------------------------------------------------------------------------
+
+_ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        "maml",
+        "an initialisation from which a few gradient steps solve a new task",
+        "Finn, Abbeel & Levine 2017",
+        _maml,
+        (*INNER_LOOP, FIRST_ORDER, LEARN_INNER_LR),
+    ),
+)
+
+#: Every algorithm by name.
+ALGORITHMS: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+
+#: The algorithm of runs that name none.
+DEFAULT = "maml"
+
+#: In the file it stands in a section of its own name: TOML has no key beside a section called so.
+_ALGORITHM = Option(
+    "algorithm",
+    "algorithm",
+    str,
+    DEFAULT,
+    "npmeta list shows them all, npmeta list NAME the options of one",
+    choices=tuple(ALGORITHMS),
+)
+
+
+def options_of(name: str) -> tuple[Option, ...]:
+    """The options of runs of an algorithm with its defaults, in the order of the file.
+
+    Raises
+    ------
+    ValueError
+        If there is no algorithm of that name.
+    """
+    entry = lookup(name, ALGORITHMS, "algorithm")
+    return tuple(
+        replace(option, default=_own_default(option, entry.defaults[option.name]))
+        if option.name in entry.defaults
+        else option
+        for option in _in_order(_ALGORITHM, *COMMON, *entry.options)
+    )
+
+
+def _own_default(option: Option, own: Any) -> Any:
+    """An algorithm's default of an option, for the tasks that have it."""
+    if not isinstance(option.default, Mapping) and not isinstance(own, Mapping):
+        return own
+    before, after = (
+        default if isinstance(default, Mapping) else dict.fromkeys(TASKS, default)
+        for default in (option.default, own)
+    )
+    return {task: after.get(task, value) for task, value in before.items()}
+
+
+def _in_order(*options: Option) -> list[Option]:
+    return sorted(options, key=lambda option: SECTIONS.index(option.section))
+
+
+def _all_options() -> tuple[Option, ...]:
+    by_name: dict[str, Option] = {}
+    for name in ALGORITHMS:
+        for option in options_of(name):
+            by_name.setdefault(option.name, option)
+    return tuple(_in_order(*by_name.values()))
+
+
+#: The options that any algorithm has, with the defaults of the first that has them, in the order of the
+#: file.
+OPTIONS: tuple[Option, ...] = _all_options()

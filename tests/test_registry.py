@@ -1,0 +1,140 @@
+"""The registry: every algorithm has what the command line asks of one, and runs from end to end."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from npmeta.cli import main
+from npmeta.config import Config
+from npmeta.options import TASKS
+from npmeta.registry import ALGORITHMS, OPTIONS, options_of
+from npmeta.runs import Run
+
+every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+
+QUICK = ["--hidden", "5", "4", "--meta-batch", "2", "--eval-tasks", "3", "--validation-tasks", "2"]
+QUICK += ["--log-every", "1", "--checkpoint-every", "1", "--eval-steps", "2"]
+
+
+def npmeta(*words) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
+# --- options ----------------------------------------------------------------------------------------
+
+
+@every_algorithm
+def test_defaults_pass_their_own_checks(name):
+    for task in ALGORITHMS[name].tasks:
+        config = Config(task, {"algorithm": name})
+        assert config["algorithm"] == name
+
+
+@every_algorithm
+def test_own_defaults_are_of_options_that_it_has(name):
+    assert set(ALGORITHMS[name].defaults) <= {option.name for option in options_of(name)}
+    assert set(ALGORITHMS[name].tasks) <= set(TASKS)
+
+
+def test_options_of_one_name_agree_in_all_but_default_and_help():
+    """One flag of the command line stands for all of them."""
+    union = {option.name: option for option in OPTIONS}
+    assert len(union) == len(OPTIONS)
+    for name, option in itertools.chain(*([(n, o) for o in options_of(n)] for n in ALGORITHMS)):
+        flag = union[option.name]
+        for field in ("section", "kind", "low", "high", "exclusive", "choices", "length"):
+            assert getattr(option, field) == getattr(flag, field), f"{name}: {option.name} {field}"
+
+
+def test_sections_of_the_file_are_in_one_piece():
+    for name in ALGORITHMS:
+        sections = [section for section, _ in itertools.groupby(o.section for o in options_of(name))]
+        assert len(sections) == len(set(sections))
+
+
+@every_algorithm
+def test_the_file_records_the_algorithm(name, tmp_path):
+    for task in ALGORITHMS[name].tasks:
+        config = Config(task, {"algorithm": name, "loss": "cross_entropy"})
+        (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        assert Config(*Config.read_toml(tmp_path / "config.toml")).values == config.values
+
+
+def test_a_file_that_names_no_algorithm_is_of_maml(tmp_path):
+    text = Config("sinusoid").to_toml()
+    assert 'algorithm = "maml"\n' in text
+    (tmp_path / "config.toml").write_text(text.replace('algorithm = "maml"\n', ""), encoding="utf-8")
+    task, values = Config.read_toml(tmp_path / "config.toml")
+    assert "algorithm" not in values
+    assert Config(task, values).values == Config("sinusoid").values
+
+
+def test_unknown_algorithms_are_refused():
+    with pytest.raises(ValueError, match=r"unknown algorithm 'mamml' .did you mean 'maml'"):
+        Config("sinusoid", {"algorithm": "mamml"})
+    with pytest.raises(ValueError, match="unknown algorithm 3"):
+        Config("sinusoid", {"algorithm": 3})
+
+
+# --- runs -------------------------------------------------------------------------------------------
+
+
+def state_of(folder):
+    """Checkpoint and metrics, bit for bit."""
+    run = Run(folder)
+    return run.checkpoints()[-1].read_bytes(), (folder / "metrics.csv").read_bytes()
+
+
+@every_algorithm
+def test_trains_resumes_evaluates_and_adapts(name, tmp_path, capsys):
+    if "sinusoid" not in ALGORITHMS[name].tasks:
+        pytest.skip("its own tests run it on the tasks that it is for")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train = ["train", "sinusoid", "--algorithm", name, *QUICK]
+    npmeta(*train, "--iterations", 3, "--out", whole)
+    npmeta(*train, "--iterations", 2, "--out", parts)
+    npmeta("train", "--resume", parts, "--iterations", 3)
+    # Of the end that the shorter run had, the row of its validation stays.
+    assert state_of(parts)[0] == state_of(whole)[0]
+    params = Run(whole).load().params
+    assert all(np.isfinite(array).all() for array in params.values())
+
+    capsys.readouterr()
+    npmeta("evaluate", whole, "--tasks", 2)
+    assert "2 test tasks" in capsys.readouterr().out
+    (tmp_path / "support.csv").write_text("x,y\n0.5,1\n1.5,2\n")
+    (tmp_path / "query.csv").write_text("x\n1\n2\n3\n")
+    npmeta("adapt", whole, "--support", tmp_path / "support.csv", "--query", tmp_path / "query.csv")
+    head, *rows = capsys.readouterr().out.split()
+    assert head == "x,prediction"
+    assert len(rows) == 3
+
+
+def test_resuming_refuses_another_algorithm(tmp_path, capsys):
+    folder = tmp_path / "run"
+    npmeta("train", "sinusoid", *QUICK, "--iterations", 1, "--out", folder)
+    config = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(config.replace('"maml"', '"mmal"'))
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert "unknown algorithm 'mmal'" in capsys.readouterr().err
+
+
+def test_list_names_everything(capsys):
+    npmeta("list")
+    out = capsys.readouterr().out
+    for name, entry in ALGORITHMS.items():
+        assert f"  {name} " in out
+        assert entry.summary in out
+        assert entry.paper in out
+    for word in (*TASKS, "paper", "relu", "cross_entropy"):
+        assert word in out
+
+
+@every_algorithm
+def test_list_describes_one(name, capsys):
+    npmeta("list", name)
+    out = capsys.readouterr().out
+    assert out.startswith(f"{name}: ")
+    for option in ALGORITHMS[name].options:
+        assert f"--{option.name.replace('_', '-')} " in out
