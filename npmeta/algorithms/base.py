@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -16,7 +16,7 @@ from npmeta.weights import total
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["MetaGradient", "MetaLearner", "MetaParameters", "Scores", "named"]
+__all__ = ["MetaGradient", "MetaLearner", "MetaParameters", "Scores", "check_steps", "named"]
 
 #: Meta-parameters by name: "theta", and "inner_lr" where step sizes are learned.
 MetaParameters: TypeAlias = Mapping[str, Array]
@@ -35,6 +35,13 @@ def named(params: ArrayLike | MetaParameters) -> MetaParameters:
     if "theta" not in params:
         raise ValueError(f"meta-parameters must have a 'theta', got {sorted(params)}")
     return params
+
+
+def check_steps(steps: int, name: str) -> int:
+    """A number of inner steps, or a ValueError."""
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {steps!r}")
+    return int(steps)
 
 
 class MetaLearner(Protocol):
@@ -143,6 +150,13 @@ class Scores:
             raise ValueError(f"there is no {of!r} here; of must be 'loss' or, for classes, 'accuracy'")
         # Sums of float32 over many tasks lose digits that float64 keeps.
         return values.astype(np.float64)
+
+    @staticmethod
+    def of_steps(scored: Iterable[tuple[Array, Array | None]]) -> Scores:
+        """From what an objective's ``score`` gives after 0, 1, .. steps."""
+        losses, shares = zip(*scored, strict=True)
+        accuracy = None if shares[0] is None else np.stack(shares, axis=1)
+        return Scores(np.stack(losses, axis=1), accuracy)
 
     @staticmethod
     def join(parts: list[Scores]) -> Scores:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta._memory import keep_freed_memory
 from npmeta._validation import Array, DType, as_parameters, check_finite, unknown_name
 from npmeta.adaptation import StepSizes, adapt, inner_loop, pull_back
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_steps, named
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
 from npmeta.objective import Batch, Objective, Risk
@@ -101,7 +101,7 @@ class MAML:
             raise ValueError(f"model must be an MLP or an objective, got {type(self.model).__name__}")
         else:
             objective = self.model
-        _check_steps(self.inner_steps, "inner_steps")
+        check_steps(self.inner_steps, "inner_steps")
         if self.weights not in FORMS:
             raise unknown_name(self.weights, list(FORMS), "form of weights")
         decay = np.asarray(self.inner_weight_decay)
@@ -213,7 +213,7 @@ class MAML:
         -------
         ndarray, (T, P)
         """
-        steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
+        steps = check_steps(self.inner_steps if steps is None else steps, "steps")
         theta, alpha = self._meta_parameters(params)
         support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
         point = self._adapted(self.objective.hold(theta), support, alpha, steps)
@@ -237,7 +237,7 @@ class MAML:
         """
         if not isinstance(self.objective, Risk):
             raise ValueError("an objective makes no predictions; adapt, and use its parameters")
-        steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
+        steps = check_steps(self.inner_steps if steps is None else steps, "steps")
         theta, alpha = self._meta_parameters(params)
         support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
         x = self.objective.model.features(query_x, theta.dtype, "query_x")
@@ -274,7 +274,7 @@ class MAML:
         Scores
             ``.loss (T, steps + 1)`` and ``.accuracy`` of that shape or None.
         """
-        steps = _check_steps(self.inner_steps if steps is None else steps, "steps")
+        steps = check_steps(self.inner_steps if steps is None else steps, "steps")
         theta, alpha = self._meta_parameters(params)
         support, query = self._prepare(tasks, theta.dtype)
         return Scores.join(
@@ -296,9 +296,7 @@ class MAML:
             self.objective, point, support, alpha, steps, self.inner_weight_decay
         ):
             scored.append(self.objective.score(adapted, query))
-        losses, shares = zip(*scored, strict=True)
-        accuracy = None if shares[0] is None else np.stack(shares, axis=1)
-        return Scores(np.stack(losses, axis=1), accuracy)
+        return Scores.of_steps(scored)
 
     def _meta_parameters(self, params: ArrayLike | MetaParameters) -> tuple[Array, StepSizes]:
         """theta, checked, and the step sizes: learned ones, if there are any, before our own."""
@@ -401,9 +399,3 @@ class MAML:
 def _part(batch: Batch, tasks: slice) -> Batch:
     x, y = batch
     return x[tasks], y[tasks]
-
-
-def _check_steps(steps: int, name: str) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0, got {steps!r}")
-    return int(steps)
