@@ -4,7 +4,7 @@ Hand-written passes and Hessian-vector products of multilayer perceptrons, and f
 meta-gradient of MAML, for batches of tasks on a CPU.
 """
 
-from npmeta import tasks, verification
+from npmeta import algorithms, tasks, verification
 from npmeta.activations import Activation
 from npmeta.algorithms import MAML, MetaGradient, Scores
 from npmeta.losses import Loss
@@ -33,6 +33,7 @@ __all__ = [
     "Scores",
     "TaskBatch",
     "__version__",
+    "algorithms",
     "diagnose",
     "evaluate",
     "meta_train",

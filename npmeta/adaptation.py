@@ -57,7 +57,7 @@ class StepSizes:
 
     def __init__(self, values: ArrayLike, objective: Objective, n_steps: int, dtype: DType) -> None:
         given = np.asarray(values)
-        if given.dtype.kind not in "iuf":
+        if given.dtype.kind not in "iuf" and given.dtype != dtype:  # complex steps
             raise ValueError(f"inner_lr must be real numbers, got dtype {given.dtype}")
         check_finite(given, "inner_lr")
         self._objective = objective

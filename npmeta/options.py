@@ -18,7 +18,10 @@ from npmeta.optimizers import OPTIMIZERS, SCHEDULES
 __all__ = [
     "COMMON",
     "FIRST_ORDER",
-    "INNER_LOOP",
+    "INNER_LR",
+    "INNER_LR_PER",
+    "INNER_STEPS",
+    "INNER_WEIGHT_DECAY",
     "LEARN_INNER_LR",
     "PRESETS",
     "SECTIONS",
@@ -313,31 +316,30 @@ COMMON: tuple[Option, ...] = (
     ),
 )
 
-#: Those of an inner loop of gradient steps.
-INNER_LOOP: tuple[Option, ...] = (
-    Option(
-        "algorithm",
-        "inner_lr",
-        float,
-        {"sinusoid": 0.01, "omniglot": 0.4, "table": 0.01},
-        "inner step size: one number, one a layer, or one a step; 0 freezes a layer",
-        low=0,
-        length=_MANY,
-    ),
-    Option(
-        "algorithm",
-        "inner_lr_per",
-        str,
-        "auto",
-        "what several values of inner_lr are for, where their number could mean either",
-        choices=("auto", "layer", "step"),
-    ),
-    Option("algorithm", "inner_steps", int, 1, "inner steps while training", low=0),
-    Option("algorithm", "inner_weight_decay", float, 0.0, "weight decay in the inner loop", low=0),
-)
+# --- shared by several algorithms ---
 
-#: Those of meta-gradients through the inner loop.
+INNER_LR = Option(
+    "algorithm",
+    "inner_lr",
+    float,
+    {"sinusoid": 0.01, "omniglot": 0.4, "table": 0.01},
+    "inner step size: one number, one a layer, or one a step; 0 freezes a layer",
+    low=0,
+    length=_MANY,
+)
+INNER_LR_PER = Option(
+    "algorithm",
+    "inner_lr_per",
+    str,
+    "auto",
+    "what several values of inner_lr are for, where their number could mean either",
+    choices=("auto", "layer", "step"),
+)
+INNER_STEPS = Option("algorithm", "inner_steps", int, 1, "inner steps while training", low=0)
 FIRST_ORDER = Option("algorithm", "first_order", bool, False, "leave out second derivatives (FOMAML)")
+INNER_WEIGHT_DECAY = Option(
+    "algorithm", "inner_weight_decay", float, 0.0, "weight decay in the inner loop", low=0
+)
 LEARN_INNER_LR = Option("algorithm", "learn_inner_lr", bool, False, "learn the inner step sizes too")
 
 #: Published settings, by name and task.

@@ -13,10 +13,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from npmeta._validation import lookup
-from npmeta.algorithms import MAML
+from npmeta.algorithms import MAML, MetaSGD, anil, boil, fomaml, lslr
 from npmeta.algorithms.base import MetaLearner
 from npmeta.mlp import MLP
-from npmeta.options import COMMON, FIRST_ORDER, INNER_LOOP, LEARN_INNER_LR, SECTIONS, TASKS, Option
+from npmeta.options import (
+    COMMON,
+    FIRST_ORDER,
+    INNER_LR,
+    INNER_LR_PER,
+    INNER_STEPS,
+    INNER_WEIGHT_DECAY,
+    LEARN_INNER_LR,
+    SECTIONS,
+    TASKS,
+    Option,
+)
 
 __all__ = ["ALGORITHMS", "DEFAULT", "OPTIONS", "Entry", "options_of"]
 
@@ -75,6 +86,15 @@ def inner_lr(values: Mapping[str, Any]) -> Any:
     return one_or_list(sizes)
 
 
+def one_inner_lr(values: Mapping[str, Any]) -> float:
+    """The step size of an algorithm that has one."""
+    sizes = values["inner_lr"]
+    if len(sizes) != 1:
+        raise ValueError(f"{values['algorithm']} has one inner_lr, got {len(sizes)} values")
+    size: float = sizes[0]
+    return size
+
+
 def _maml(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     return MAML(
         network(n_in, n_out, values),
@@ -87,7 +107,48 @@ def _maml(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     )
 
 
+def _maml_by(construct: Callable[..., MAML]) -> Callable[[int, int, Mapping[str, Any]], MetaLearner]:
+    """What makes a MAML of one inner step size."""
+
+    def make(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+        return construct(
+            network(n_in, n_out, values),
+            values["loss"],
+            one_inner_lr(values),
+            values["inner_steps"],
+            first_order=values["first_order"],
+            inner_weight_decay=values["inner_weight_decay"],
+        )
+
+    return make
+
+
+def _fomaml(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    return fomaml(
+        network(n_in, n_out, values),
+        values["loss"],
+        inner_lr(values),
+        values["inner_steps"],
+        inner_weight_decay=values["inner_weight_decay"],
+        learn_inner_lr=values["learn_inner_lr"],
+    )
+
+
+def _meta_sgd(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    low, high = values["inner_lr_range"]
+    return MetaSGD(
+        network(n_in, n_out, values),
+        values["loss"],
+        inner_steps=values["inner_steps"],
+        first_order=values["first_order"],
+        inner_weight_decay=values["inner_weight_decay"],
+        inner_lr_range=(low, high),
+    )
+
+
 # --- the registry -----------------------------------------------------------------------------------
+
+_INNER_LOOP = (INNER_LR, INNER_STEPS, FIRST_ORDER, INNER_WEIGHT_DECAY)
 
 _ENTRIES: tuple[Entry, ...] = (
     Entry(
@@ -95,7 +156,55 @@ _ENTRIES: tuple[Entry, ...] = (
         "an initialisation from which a few gradient steps solve a new task",
         "Finn, Abbeel & Levine 2017",
         _maml,
-        (*INNER_LOOP, FIRST_ORDER, LEARN_INNER_LR),
+        (*_INNER_LOOP, INNER_LR_PER, LEARN_INNER_LR),
+    ),
+    Entry(
+        "fomaml",
+        "MAML without second derivatives",
+        "Finn, Abbeel & Levine 2017",
+        _fomaml,
+        (INNER_LR, INNER_STEPS, INNER_WEIGHT_DECAY, INNER_LR_PER, LEARN_INNER_LR),
+    ),
+    Entry(
+        "anil",
+        "MAML whose inner loop adapts the last layer alone",
+        "Raghu, Raghu, Bengio & Vinyals 2020",
+        _maml_by(anil),
+        _INNER_LOOP,
+    ),
+    Entry(
+        "boil",
+        "MAML whose inner loop adapts all layers but the last",
+        "Oh, Yoo, Kim & Yun 2021",
+        _maml_by(boil),
+        _INNER_LOOP,
+    ),
+    Entry(
+        "meta-sgd",
+        "MAML with a learned step size for every parameter",
+        "Li, Zhou, Chen & Li 2017",
+        _meta_sgd,
+        (
+            Option(
+                "algorithm",
+                "inner_lr_range",
+                float,
+                [0.005, 0.1],
+                "range that the step sizes are drawn from at first",
+                length=(2, 2),
+            ),
+            INNER_STEPS,
+            FIRST_ORDER,
+            INNER_WEIGHT_DECAY,
+        ),
+    ),
+    Entry(
+        "lslr",
+        "MAML with a learned step size for every layer and inner step",
+        "Antoniou, Edwards & Storkey 2019",
+        _maml_by(lslr),
+        _INNER_LOOP,
+        {"inner_steps": 5},
     ),
 )
 

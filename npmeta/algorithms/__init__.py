@@ -1,6 +1,18 @@
 """Meta-learning algorithms, one file each."""
 
-from npmeta.algorithms.base import MetaGradient, Scores
+from npmeta.algorithms.base import MetaGradient, MetaLearner, Scores
 from npmeta.algorithms.maml import MAML
+from npmeta.algorithms.meta_sgd import MetaSGD
+from npmeta.algorithms.variants import anil, boil, fomaml, lslr
 
-__all__ = ["MAML", "MetaGradient", "Scores"]
+__all__ = [
+    "MAML",
+    "MetaGradient",
+    "MetaLearner",
+    "MetaSGD",
+    "Scores",
+    "anil",
+    "boil",
+    "fomaml",
+    "lslr",
+]
