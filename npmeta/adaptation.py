@@ -19,7 +19,7 @@ no network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 
 from npmeta._validation import Array, DType, as_dtype, check_finite
 from npmeta.objective import Batch, Linearization, Objective
-from npmeta.weights import Block, Scale, flatten
+from npmeta.weights import Block, Gradient, Scale, flatten
 
 __all__ = ["StepSizes", "Trajectory", "adapt", "inner_loop", "pull_back"]
 
@@ -79,6 +79,10 @@ class StepSizes:
         if decay == 0:
             return [None] * len(self._objective.block_sizes)
         return self._scales(self._row(s) * decay)
+
+    def constant(self, factor: float) -> Sequence[Scale]:
+        """One factor, block by block."""
+        return self._scales(np.array([factor], dtype=self._values.dtype))
 
     def collect(self, per_parameter: Sequence[Array]) -> Array:
         """Derivatives for every step and block or parameter, ``S × (L or P,)``, added up to the shape
@@ -179,6 +183,7 @@ def pull_back(
     *,
     first_order: bool = False,
     with_step_sizes: bool = False,
+    joining: Mapping[int, tuple[float, Sequence[Gradient]]] | None = None,
 ) -> tuple[Sequence[Block], Array | None]:
     """The adjoint of :func:`adapt`.
 
@@ -194,6 +199,9 @@ def pull_back(
     with_step_sizes : bool
         Also return the derivative with respect to the step sizes, the mean over tasks of
         −λ_{s+1} ∘ (∇L^S(φ_s) + w φ_s), added up over whatever shares a step size.
+    joining : mapping, optional
+        Where points before the last have a part in the outer loss: by s, the weight v of the query loss
+        at φ_s and its gradient, v ∇L^Q(φ_s), which joins λ_s.
 
     Returns
     -------
@@ -211,14 +219,17 @@ def pull_back(
         elif with_step_sizes:
             pairs = zip(cotangent, lin.gradient, strict=True)
             derivatives.insert(0, -np.array([lam.dot(gradient).mean() for lam, gradient in pairs]))
-        if first_order:
-            continue
-        direction = [lam.scaled(scale) for lam, scale in zip(cotangent, step_sizes[s], strict=True)]
-        products: Sequence[Any] = lin.product(direction)
-        cotangent = [
-            lam.descend(product, shrink=shrink)
-            for lam, product, shrink in zip(
-                cotangent, products, step_sizes.times(decay, s), strict=True
-            )
-        ]
+        if not first_order:
+            direction = [lam.scaled(scale) for lam, scale in zip(cotangent, step_sizes[s], strict=True)]
+            products: Sequence[Any] = lin.product(direction)
+            cotangent = [
+                lam.descend(product, shrink=shrink)
+                for lam, product, shrink in zip(
+                    cotangent, products, step_sizes.times(decay, s), strict=True
+                )
+            ]
+        if joining and s in joining:
+            weight, gradients = joining[s]
+            blocks = zip(cotangent, gradients, step_sizes.constant(-weight), strict=True)
+            cotangent = [lam.descend(gradient, minus) for lam, gradient, minus in blocks]
     return cotangent, step_sizes.collect(derivatives) if with_step_sizes else None

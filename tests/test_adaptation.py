@@ -276,3 +276,29 @@ def test_shared_and_own_starting_points_agree():
         results.append((flat(path.weights[-1], 3), flat(pulled, 3), by_step_size))
     for shared, own in zip(*results, strict=True):
         assert_close(shared, own, 1e-13)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_losses_at_earlier_points_join_the_cotangent_on_its_way(first_order):
+    """λ_0 and the gradient of α are linear in them: as the adjoints of shorter loops, added up."""
+    p = problem("cross_entropy")
+    values = step_sizes("step_and_layer", p.model, 3, np.random.default_rng(0))
+    alpha = StepSizes(values, p.risk, 3, FLOAT64)
+    batch, query = p.risk.prepare(*p.support, FLOAT64), p.risk.prepare(*p.query, FLOAT64)
+    path = adapt(p.risk, p.risk.hold(p.theta), batch, alpha, 3, 0.2)
+    weights = {1: 0.5, 2: -2.0, 3: 1.0}
+    outer = {s: p.risk.at(path.weights[s], query) for s in weights}
+
+    def pulled(cotangent_of, **options):
+        path_to, at = cotangent_of
+        cotangent = [g.dense() for g in at.gradient]
+        lam, by_alpha = pull_back(
+            path_to, cotangent, alpha, 0.2, first_order=first_order, with_step_sizes=True, **options
+        )
+        return flat(lam, 3), by_alpha
+
+    joined = pulled((path, outer[3]), joining={s: (weights[s], outer[s].gradient) for s in (1, 2)})
+    apart = [pulled((type(path)(path.weights[: s + 1], path.steps[:s]), outer[s])) for s in weights]
+    for together, *parts in zip(joined, *apart, strict=True):
+        expected = sum(v * part for v, part in zip(weights.values(), parts, strict=True))
+        assert_close(together, expected, 1e-14)
