@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from npmeta._validation import lookup
-from npmeta.algorithms import MAML, MetaSGD, anil, boil, fomaml, lslr
+from npmeta.algorithms import MAML, MetaSGD, Reptile, anil, boil, fomaml, lslr
 from npmeta.algorithms.base import MetaLearner
 from npmeta.mlp import MLP
 from npmeta.options import (
@@ -146,6 +146,16 @@ def _meta_sgd(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     )
 
 
+def _reptile(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    return Reptile(
+        network(n_in, n_out, values),
+        values["loss"],
+        one_inner_lr(values),
+        values["inner_steps"],
+        batch_rows=values["batch_rows"],
+    )
+
+
 # --- the registry -----------------------------------------------------------------------------------
 
 _INNER_LOOP = (INNER_LR, INNER_STEPS, FIRST_ORDER, INNER_WEIGHT_DECAY)
@@ -205,6 +215,25 @@ _ENTRIES: tuple[Entry, ...] = (
         _maml_by(lslr),
         _INNER_LOOP,
         {"inner_steps": 5},
+    ),
+    Entry(
+        "reptile",
+        "move towards where gradient descent on a task leads; no second derivatives",
+        "Nichol, Achiam & Schulman 2018",
+        _reptile,
+        (
+            INNER_LR,
+            INNER_STEPS,
+            Option(
+                "algorithm",
+                "batch_rows",
+                int,
+                {"sinusoid": 10, "omniglot": 10, "table": 5},
+                "rows of a minibatch in the inner loop of training; 0 for all",
+                low=0,
+            ),
+        ),
+        {"inner_steps": 10},
     ),
 )
 

@@ -3,6 +3,7 @@
 from npmeta.algorithms.base import MetaGradient, MetaLearner, Scores
 from npmeta.algorithms.maml import MAML
 from npmeta.algorithms.meta_sgd import MetaSGD
+from npmeta.algorithms.reptile import Reptile
 from npmeta.algorithms.variants import anil, boil, fomaml, lslr
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "MetaGradient",
     "MetaLearner",
     "MetaSGD",
+    "Reptile",
     "Scores",
     "anil",
     "boil",

@@ -1,0 +1,91 @@
+"""Reptile (Nichol, Achiam & Schulman 2018): move towards where training on a task leads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from npmeta._validation import Array
+from npmeta.adaptation import StepSizes, inner_loop
+from npmeta.algorithms.base import MetaGradient
+from npmeta.algorithms.maml import MAML
+from npmeta.objective import Batch
+
+__all__ = ["Reptile"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reptile(MAML):
+    r"""Take S steps of stochastic gradient descent on each task, and go part of the way there.
+
+    .. math:: \theta \leftarrow \theta + \varepsilon \, \frac1T \sum_t (\varphi_{t,S} - \theta)
+
+    What is handed to the outer optimizer for a gradient is, as in the paper's section 2, the sum of the
+    gradients met on the way,
+
+    .. math:: g = \frac1T \sum_t \frac{\theta - \varphi_{t,S}}{\alpha}
+                = \frac1T \sum_t \sum_{s<S} \nabla L_t^{(s)}(\varphi_{t,s}),
+
+    so that plain gradient descent with the learning rate ε α is the update above: one task at a time
+    (a meta-batch of 1) it is the paper's algorithm 1, with more its algorithm 2. It is the gradient of
+    no function, and takes no second derivatives.
+
+    There is no query set in training. A task's rows, those of support and query together, are cut into
+    minibatches of ``batch_rows``, which the steps take in turn; with the same rows in every step there
+    would be nothing to generalise to. Adapting to a new task takes all support rows in every step.
+
+    Parameters
+    ----------
+    model, loss, inner_steps, weights
+        As in :class:`~npmeta.MAML`. With one step this is joint training.
+    inner_lr : float
+        α, positive and one for all parameters.
+    batch_rows : int
+        Rows of a minibatch; 0 for all.
+    """
+
+    first_order: bool = True
+    batch_rows: int = 0
+
+    def __post_init__(self) -> None:
+        if self.learn_inner_lr or self.inner_weight_decay:
+            raise ValueError(
+                "Reptile has neither learned step sizes nor weight decay in its inner loop"
+            )
+        alpha: Array = np.asarray(self.inner_lr)
+        if alpha.ndim or not alpha > 0:
+            raise ValueError(f"inner_lr of Reptile must be one positive number, got {self.inner_lr!r}")
+        if int(self.batch_rows) != self.batch_rows or self.batch_rows < 0:
+            raise ValueError(f"batch_rows must be a whole number of at least 0, got {self.batch_rows}")
+        super().__post_init__()
+
+    def _of_chunk(
+        self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
+    ) -> MetaGradient:
+        if learns:
+            raise ValueError("Reptile has no meta-parameter 'inner_lr'")
+        rows = (
+            np.concatenate([support[0], query[0]], axis=1),
+            np.concatenate([support[1], query[1]], axis=1),
+        )
+        batches = self._minibatches(rows)
+        point = start = self.objective.hold(theta, self._plan(theta, alpha, batches[0], query))
+        g = None
+        for s in range(self.inner_steps):
+            batch = batches[s % len(batches)]
+            ((lin, point),) = inner_loop(self.objective, point, batch, alpha, 1)
+            if g is None:
+                g = [W.cotangent(part) for W, part in zip(start, lin.gradient, strict=True)]
+            else:  # g += ∇L(φ_s)
+                blocks = zip(g, lin.gradient, alpha.constant(-1.0), strict=True)
+                g = [so_far.descend(part, minus) for so_far, part, minus in blocks]
+        mean = np.zeros_like(theta) if g is None else np.concatenate([part.task_mean() for part in g])
+        loss, _ = self.objective.score(point, rows)
+        return MetaGradient(float(loss.real.mean()), {"theta": mean}, loss, "none")
+
+    def _minibatches(self, rows: Batch) -> list[Batch]:
+        x, y = rows
+        size = min(self.batch_rows or x.shape[1], x.shape[1])
+        starts = range(0, x.shape[1] - size + 1, size)
+        return [(x[:, start : start + size], y[:, start : start + size]) for start in starts]
