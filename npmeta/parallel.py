@@ -121,7 +121,7 @@ class _Job(NamedTuple):
 
     tasks: _Drawn | slice
     method: str
-    steps: int | None  # for scores
+    argument: int | None  # the iteration, if it is known; or the number of steps
 
 
 class _Work:
@@ -135,11 +135,12 @@ class _Work:
 
     def __call__(self, params: Mapping[str, Array], job: _Job) -> Outcome:
         with np.errstate(all="ignore"):  # what is not finite shows in the result
-            outcome: Outcome = getattr(self, job.method)(params, self._tasks(job.tasks), job.steps)
+            outcome: Outcome = getattr(self, job.method)(params, self._tasks(job.tasks), job.argument)
         return outcome
 
-    def gradient(self, params: Mapping[str, Array], tasks: TaskBatch, steps: None) -> Outcome:
-        out = self.algorithm.meta_gradient(params, tasks)
+    def gradient(self, params: Mapping[str, Array], tasks: TaskBatch, iteration: int | None) -> Outcome:
+        form = self.algorithm if iteration is None else training.form_at(self.algorithm, iteration)
+        out = form.meta_gradient(params, tasks)
         return out.grads, (out.loss, out.task_loss, out.hessian)
 
     def scores(self, params: Mapping[str, Array], tasks: TaskBatch, steps: int | None) -> Outcome:
@@ -155,13 +156,15 @@ class _Work:
 
 
 def _jobs(tasks: TaskBatch | Deferred, size: int, method: str, steps: int | None = None) -> list[_Job]:
-    jobs = []
+    jobs: list[_Job] = []
+    iteration = tasks.iteration if isinstance(tasks, Deferred) else None
+    argument = steps if method == "scores" else iteration
     for first in range(0, len(tasks), size):
         n = min(size, len(tasks) - first)
         where: _Drawn | slice = slice(first, first + n)
         if isinstance(tasks, Deferred):
             where = _Drawn(tasks.seed, tasks.iteration, n, tasks.start + first, tasks.split)
-        jobs.append(_Job(where, method, steps))
+        jobs.append(_Job(where, method, argument))
     return jobs
 
 

@@ -16,11 +16,15 @@ from npmeta.algorithms.base import named
 from npmeta.optimizers import Adam, Optimizer, Schedule, clip_by_global_norm, constant
 from npmeta.tasks import TaskBatch
 
-__all__ = ["Algorithm", "NonFiniteError", "Sampler", "Step", "evaluate", "meta_train"]
+__all__ = ["Algorithm", "NonFiniteError", "Sampler", "Step", "evaluate", "form_at", "meta_train"]
 
 
 class Algorithm(Protocol):
-    """What training asks of an algorithm."""
+    """What training asks of an algorithm.
+
+    One that changes in the course of training has a method ``at_iteration(i)`` as well, which returns
+    the algorithm as it is in iteration i, counted from 0.
+    """
 
     def meta_gradient(self, params: Mapping[str, Array], tasks: TaskBatch) -> MetaGradient: ...
 
@@ -41,6 +45,12 @@ def _deferred(algorithm: Algorithm, tasks: Sampler) -> Sampler | None:
     """The sampler as an algorithm wants it that has tasks drawn elsewhere (:mod:`npmeta.parallel`)."""
     defer = getattr(algorithm, "defer", None)
     return None if defer is None else defer(tasks)
+
+
+def form_at(algorithm: Algorithm, iteration: int) -> Algorithm:
+    """An algorithm as it is in an iteration."""
+    at_iteration = getattr(algorithm, "at_iteration", None)
+    return algorithm if at_iteration is None else at_iteration(iteration)
 
 
 class NonFiniteError(ArithmeticError):
@@ -201,7 +211,7 @@ def _steps(
     for iteration in range(start, iterations):
         batch = tasks.sample(seed, iteration, meta_batch)
         with np.errstate(all="ignore"):  # overflow is reported once, below, and in words
-            out = algorithm.meta_gradient(params, batch)
+            out = form_at(algorithm, iteration).meta_gradient(params, batch)
             grads, norm = clip_by_global_norm(out.grads, clip)
         _check_finite(iteration, out, norm)
         lr = float(outer_lr * schedule(iteration))
