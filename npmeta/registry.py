@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from npmeta._validation import lookup
-from npmeta.algorithms import MAML, MetaSGD, Reptile, anil, boil, fomaml, lslr
+from npmeta.algorithms import MAML, MAMLPlusPlus, MetaSGD, Reptile, anil, boil, fomaml, lslr
 from npmeta.algorithms.base import MetaLearner
 from npmeta.mlp import MLP
 from npmeta.options import (
@@ -146,6 +146,20 @@ def _meta_sgd(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     )
 
 
+def _maml_plus_plus(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    return MAMLPlusPlus(
+        network(n_in, n_out, values),
+        values["loss"],
+        one_inner_lr(values),
+        values["inner_steps"],
+        first_order=values["first_order"],
+        inner_weight_decay=values["inner_weight_decay"],
+        learn_inner_lr=values["learn_inner_lr"],
+        multi_step_iterations=values["multi_step_iterations"],
+        first_order_iterations=values["first_order_iterations"],
+    )
+
+
 def _reptile(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     return Reptile(
         network(n_in, n_out, values),
@@ -215,6 +229,33 @@ _ENTRIES: tuple[Entry, ...] = (
         _maml_by(lslr),
         _INNER_LOOP,
         {"inner_steps": 5},
+    ),
+    Entry(
+        "maml++",
+        "MAML with a loss after every inner step, annealed, and learned step sizes",
+        "Antoniou, Edwards & Storkey 2019",
+        _maml_plus_plus,
+        (
+            *_INNER_LOOP,
+            LEARN_INNER_LR,
+            Option(
+                "algorithm",
+                "multi_step_iterations",
+                int,
+                1_500,
+                "iterations in which the loss after every inner step counts, less and less",
+                low=0,
+            ),
+            Option(
+                "algorithm",
+                "first_order_iterations",
+                int,
+                0,
+                "iterations at first that leave out second derivatives",
+                low=0,
+            ),
+        ),
+        {"inner_steps": 5, "learn_inner_lr": True, "schedule": "cosine"},
     ),
     Entry(
         "reptile",

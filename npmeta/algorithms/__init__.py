@@ -2,12 +2,14 @@
 
 from npmeta.algorithms.base import MetaGradient, MetaLearner, Scores
 from npmeta.algorithms.maml import MAML
+from npmeta.algorithms.maml_plus_plus import MAMLPlusPlus
 from npmeta.algorithms.meta_sgd import MetaSGD
 from npmeta.algorithms.reptile import Reptile
 from npmeta.algorithms.variants import anil, boil, fomaml, lslr
 
 __all__ = [
     "MAML",
+    "MAMLPlusPlus",
     "MetaGradient",
     "MetaLearner",
     "MetaSGD",

@@ -1,0 +1,107 @@
+"""MAML++ (Antoniou, Edwards & Storkey 2019, "How to train your MAML"), without its normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from npmeta._validation import Array
+from npmeta.adaptation import StepSizes, adapt, pull_back
+from npmeta.algorithms.base import MetaGradient
+from npmeta.algorithms.maml import MAML
+from npmeta.mlp import MLP
+from npmeta.objective import Batch
+from npmeta.weights import total
+
+__all__ = ["MAMLPlusPlus"]
+
+
+@dataclass(frozen=True, eq=False)
+class MAMLPlusPlus(MAML):
+    r"""MAML whose outer loss has a part after every inner step, and whose step sizes are learned.
+
+    .. math:: \min_{\theta, \alpha} \; \frac1T \sum_t \sum_{s=1}^S v_s L^Q_t(\varphi_{t,s})
+
+    The weights v are annealed. In iteration i of the first A = ``multi_step_iterations`` they are
+
+    .. math:: v_s = \max\!\Big(\frac1S \Big(1 - \frac iA\Big), \frac{0.03}{S}\Big) \; (s < S),
+              \qquad v_S = 1 - \sum_{s<S} v_s,
+
+    and after that the last step's loss alone counts, as in MAML. (0.03 is of the authors' code.) The
+    order of derivatives is annealed too: the first ``first_order_iterations`` leave the second ones
+    out. :func:`npmeta.meta_train` asks for the form of each iteration by :meth:`at_iteration`; called
+    directly, an object is as its ``step_weights`` and ``first_order`` say.
+
+    Parameters
+    ----------
+    model, loss, inner_steps, first_order, inner_weight_decay, weights
+        As in :class:`~npmeta.MAML`.
+    inner_lr : array_like
+        As in MAML; one number stands for one in each step and layer, ``(S, L)``. By default learned.
+    multi_step_iterations : int
+        A; 0 for MAML's loss from the beginning.
+    first_order_iterations : int
+        0 for second derivatives from the beginning.
+    step_weights : array_like, optional
+        v ``(S,)`` where it is not annealed. By default (0, .., 0, 1).
+    """
+
+    learn_inner_lr: bool = True
+    multi_step_iterations: int = 0
+    first_order_iterations: int = 0
+    step_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.inner_lr) == 0:
+            n_layers = self.model.n_layers if isinstance(self.model, MLP) else 1
+            shape = max(self.inner_steps, 1), n_layers
+            object.__setattr__(self, "inner_lr", np.full(shape, self.inner_lr, dtype=float))
+        super().__post_init__()
+        for name in ("multi_step_iterations", "first_order_iterations"):
+            number = getattr(self, name)
+            if int(number) != number or number < 0:
+                raise ValueError(f"{name} must be a whole number of at least 0, got {number}")
+        if self.step_weights is not None:
+            v = np.asarray(self.step_weights, dtype=np.float64)
+            if v.shape != (self.inner_steps,) or not np.isfinite(v).all():
+                raise ValueError(
+                    f"step_weights must be {self.inner_steps} numbers, one for each inner step, got "
+                    f"{self.step_weights}"
+                )
+            object.__setattr__(self, "step_weights", tuple(v.tolist()))
+
+    def at_iteration(self, iteration: int) -> MAMLPlusPlus:
+        """The algorithm as it is in an iteration, counted from 0."""
+        S, A, v = self.inner_steps, self.multi_step_iterations, self.step_weights
+        if iteration < A and S > 1:
+            early = max(1 - iteration / A, 0.03) / S
+            v = (early,) * (S - 1) + (1 - (S - 1) * early,)
+        first_order = self.first_order or iteration < self.first_order_iterations
+        return replace(self, step_weights=v, first_order=first_order)
+
+    def _of_chunk(
+        self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
+    ) -> MetaGradient:
+        if not self.step_weights:
+            return super()._of_chunk(theta, alpha, support, query, learns)
+        S, decay, v = self.inner_steps, self.inner_weight_decay, (0.0, *self.step_weights)
+        start = self.objective.hold(theta, self._plan(theta, alpha, support, query))
+        path = adapt(self.objective, start, support, alpha, S, decay)
+        outer = {s: self.objective.at(path.weights[s], query) for s in range(1, S + 1)}
+        last = zip(path.weights[S], outer[S].gradient, alpha.constant(v[S]), strict=True)
+        cotangent, alpha_grad = pull_back(
+            path,
+            [W.cotangent(gradient).scaled(weight) for W, gradient, weight in last],
+            alpha,
+            decay,
+            first_order=self.first_order,
+            with_step_sizes=learns,
+            joining={s: (v[s], outer[s].gradient) for s in range(1, S)},
+        )
+        grads = {"theta": np.concatenate([block.task_mean() for block in cotangent])}
+        if alpha_grad is not None:
+            grads["inner_lr"] = alpha_grad
+        loss = total(v[s] * outer[s].value for s in outer)
+        hessian = "none" if self.first_order else self.objective.hessian
+        return MetaGradient(float(loss.real.mean()), grads, loss, hessian)
