@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from npmeta._validation import lookup
-from npmeta.algorithms import MAML, MAMLPlusPlus, MetaSGD, Reptile, anil, boil, fomaml, lslr
+from npmeta.algorithms import CAVIA, MAML, MAMLPlusPlus, MetaSGD, Reptile, anil, boil, fomaml, lslr
 from npmeta.algorithms.base import MetaLearner
 from npmeta.mlp import MLP
 from npmeta.options import (
@@ -170,6 +170,17 @@ def _reptile(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     )
 
 
+def _cavia(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    return CAVIA(
+        network(n_in + values["n_context"], n_out, values),
+        values["loss"],
+        values["n_context"],
+        one_inner_lr(values),
+        values["inner_steps"],
+        values["first_order"],
+    )
+
+
 # --- the registry -----------------------------------------------------------------------------------
 
 _INNER_LOOP = (INNER_LR, INNER_STEPS, FIRST_ORDER, INNER_WEIGHT_DECAY)
@@ -275,6 +286,19 @@ _ENTRIES: tuple[Entry, ...] = (
             ),
         ),
         {"inner_steps": 10},
+    ),
+    Entry(
+        "cavia",
+        "a network with further inputs, the context, which alone adapt",
+        "Zintgraf, Shiarlis, Kurin, Hofmann & Whiteson 2019",
+        _cavia,
+        (
+            INNER_LR,
+            INNER_STEPS,
+            FIRST_ORDER,
+            Option("algorithm", "n_context", int, 5, "context parameters of a task", low=1),
+        ),
+        {"inner_lr": 1.0},
     ),
 )
 

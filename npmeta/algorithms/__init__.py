@@ -1,6 +1,7 @@
 """Meta-learning algorithms, one file each."""
 
 from npmeta.algorithms.base import MetaGradient, MetaLearner, Scores
+from npmeta.algorithms.cavia import CAVIA
 from npmeta.algorithms.maml import MAML
 from npmeta.algorithms.maml_plus_plus import MAMLPlusPlus
 from npmeta.algorithms.meta_sgd import MetaSGD
@@ -8,6 +9,7 @@ from npmeta.algorithms.reptile import Reptile
 from npmeta.algorithms.variants import anil, boil, fomaml, lslr
 
 __all__ = [
+    "CAVIA",
     "MAML",
     "MAMLPlusPlus",
     "MetaGradient",

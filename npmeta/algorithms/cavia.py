@@ -1,0 +1,244 @@
+"""CAVIA (Zintgraf, Shiarlis, Kurin, Hofmann & Whiteson 2019): adapt the context, share the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from npmeta._validation import Array, DType, as_features, as_parameters, check_finite
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_steps, named
+from npmeta.factored import FactoredBase
+from npmeta.losses import Loss
+from npmeta.mlp import MLP
+from npmeta.objective import Batch, Risk
+from npmeta.weights import OuterSum, Term, row_sum
+
+if TYPE_CHECKING:
+    from npmeta.tasks.batch import TaskBatch
+
+__all__ = ["CAVIA"]
+
+
+@dataclass(frozen=True, eq=False)
+class CAVIA:
+    r"""Tell a network which task it is on by further inputs c, which alone adapt to the task.
+
+    .. math:: \min_\theta \; \frac1T \sum_t L^Q_t(c_{t,S}, \theta), \qquad
+              c_{t,0} = 0, \quad
+              c_{t,s+1} = c_{t,s} - \alpha \nabla_c L^S_t(c_{t,s}, \theta).
+
+    All rows of a task have the same c. With W_c those rows of the first matrix that the context meets,
+    :math:`z_1 = x W_x + c W_c + b_1`, and so :math:`\nabla_c L = 1^\top \delta_1 W_c^\top`. No task has
+    weights of its own, only a context.
+
+    Parameters
+    ----------
+    model : MLP
+        Its last ``n_context`` inputs are the context: ``MLP([n_in + n_context, ...])``.
+    loss : str or Loss
+    n_context : int
+    inner_lr : float
+        α.
+    inner_steps : int
+        S.
+    first_order : bool
+        Take ∇_c L^S for a constant.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or the model has no further inputs.
+
+    Examples
+    --------
+    >>> import numpy as np, npmeta as nm
+    >>> cavia = nm.algorithms.CAVIA(nm.MLP([1 + 4, 40, 40, 1]), n_context=4)
+    >>> params = cavia.init(np.random.default_rng(0))
+    >>> tasks = nm.tasks.Sinusoid(shots=10).sample(seed=0, iteration=0, n_tasks=25)
+    >>> cavia.meta_gradient(params, tasks).grad.shape
+    (1921,)
+    >>> cavia.adapt(params, tasks.support_x, tasks.support_y).shape
+    (25, 4)
+    """
+
+    model: MLP
+    loss: str | Loss = "mse"
+    n_context: int = 5
+    inner_lr: float = 1.0
+    inner_steps: int = 1
+    first_order: bool = False
+    risk: Risk = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if int(self.n_context) != self.n_context or not 1 <= self.n_context < self.model.widths[0]:
+            raise ValueError(
+                f"n_context must be from 1 to {self.model.widths[0] - 1} for a network with "
+                f"{self.model.widths[0]} inputs, got {self.n_context}"
+            )
+        if np.ndim(self.inner_lr) or not np.isfinite(self.inner_lr):
+            raise ValueError(f"inner_lr must be one finite number, got {self.inner_lr!r}")
+        check_steps(self.inner_steps, "inner_steps")
+        object.__setattr__(self, "inner_lr", float(self.inner_lr))
+        object.__setattr__(self, "risk", Risk(self.model, self.loss))
+
+    @property
+    def n_in(self) -> int:
+        """Inputs of a row, the context not among them."""
+        return self.model.widths[0] - self.n_context
+
+    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+        """Initial meta-parameters: "theta" ``(P,)``."""
+        return {"theta": self.model.init(rng, dtype)}
+
+    def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
+        """The mean query loss after adaptation and its exact gradient.
+
+        Parameters and errors are :meth:`npmeta.MAML.meta_gradient`'s, but for step sizes.
+        """
+        layers = self._layers(params)
+        support, query = self._prepare(tasks, layers[0].W.dtype)
+        W_c = layers[0].W[self.n_in :]
+        c, steps = self._start(support), []
+        for lin, adapted in self._inner_loop(layers, support, self.inner_steps):
+            steps.append(lin)
+            c = adapted
+        outer = self._at(layers, c, query)
+
+        # λ = dL^Q/dc and λ_θ = dL^Q/dθ, carried back through c_{s+1} = c_s − α ∇_c L^S(c_s, θ).
+        lam = self._grad(outer, W_c)
+        lam_theta = [W.cotangent(part) for W, part in zip(layers, outer.gradient, strict=True)]
+        for lin in () if self.first_order else reversed(steps):
+            c_dot = self.inner_lr * lam
+            # To the network, ċ is a direction of its first bias, ċ W_c.
+            product = [*lin.product([_Moving(c_dot @ W_c), *[_Moving()] * (len(layers) - 1)])]
+            delta, delta_dot = lin.gradient[0].terms[0].right, product[0].terms[0].right
+            lam = lam - row_sum(delta_dot) @ W_c.T
+            product[0] = OuterSum((*product[0].terms, self._moved_input(c_dot, delta)))
+            lam_theta = [lam_l.descend(part) for lam_l, part in zip(lam_theta, product, strict=True)]
+        return MetaGradient(
+            float(outer.value.real.mean()),
+            {"theta": np.concatenate([part.task_mean() for part in lam_theta])},
+            outer.value,
+            "none" if self.first_order else "exact",
+        )
+
+    def adapt(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """Every task's context after adaptation, ``(T, n_context)``."""
+        layers = self._layers(params)
+        support = self._batch(support_x, support_y, layers[0].W.dtype, "support_")
+        c = self._start(support)
+        for _, adapted in self._inner_loop(layers, support, steps):
+            c = adapted
+        return c
+
+    def predict(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        query_x: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """Outputs on query inputs after adaptation, ``(T, Q, n_out)``."""
+        c = self.adapt(params, support_x, support_y, steps)
+        x = self._padded(query_x, "query_x")
+        if len(x) != len(c):
+            raise ValueError(f"query_x must have as many tasks as support_x, {len(c)}; got {len(x)}")
+        x = self.model.features(x, c.dtype, "query_x")
+        return self.risk.outputs(self._layers(params), self._joined(x, c))
+
+    def evaluate(
+        self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
+    ) -> Scores:
+        """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` steps."""
+        layers = self._layers(params)
+        support, (x, y) = self._prepare(tasks, layers[0].W.dtype)
+        contexts = [self._start(support), *(c for _, c in self._inner_loop(layers, support, steps))]
+        return Scores.of_steps(self.risk.score(layers, (self._joined(x, c), y)) for c in contexts)
+
+    # --- shared by the methods above --------------------------------------------------------------
+
+    def _layers(self, params: ArrayLike | MetaParameters) -> list[FactoredBase]:
+        params = named(params)
+        if set(params) != {"theta"}:
+            raise ValueError(f"CAVIA has the meta-parameter 'theta' alone, got {sorted(params)}")
+        theta = as_parameters(params["theta"], self.model.n_params)
+        if theta.ndim != 1:
+            raise ValueError(f"theta must have shape ({theta.shape[-1]},), got {theta.shape}")
+        check_finite(theta, "theta")
+        return [FactoredBase(W, b) for W, b in self.model.unpack(theta)]
+
+    def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
+        return (
+            self._batch(tasks.support_x, tasks.support_y, dtype, "support_"),
+            self._batch(tasks.query_x, tasks.query_y, dtype, "query_"),
+        )
+
+    def _batch(self, x: ArrayLike, y: ArrayLike, dtype: DType, name: str) -> Batch:
+        return self.risk.prepare(self._padded(x, f"{name}x"), y, dtype, name)
+
+    def _padded(self, x: ArrayLike, name: str) -> Array:
+        """Inputs ``(T, rows, n_in)`` beside a context of zeros."""
+        array = as_features(x, name)
+        if array.ndim != 3 or array.shape[-1] != self.n_in:
+            raise ValueError(f"{name} must have shape (T, rows, {self.n_in}), got {array.shape}")
+        return np.concatenate([array, np.zeros((*array.shape[:2], self.n_context))], axis=-1)
+
+    def _joined(self, x: Array, c: Array) -> Array:
+        """[x, c]: the inputs with the context of each task in its place."""
+        rows = np.broadcast_to(c[:, None, :], (*x.shape[:2], self.n_context))
+        return np.concatenate([x[..., : self.n_in], rows], axis=-1)
+
+    def _start(self, batch: Batch) -> Array:
+        return np.zeros((len(batch[0]), self.n_context), dtype=batch[0].dtype)
+
+    def _at(self, layers: list[FactoredBase], c: Array, batch: Batch) -> Any:
+        """The network's loss at [x, c], linearised in θ."""
+        x, y = batch
+        return self.risk.at(layers, (self._joined(x, c), y))
+
+    def _inner_loop(
+        self, layers: list[FactoredBase], support: Batch, steps: int | None
+    ) -> Iterator[tuple[Any, Array]]:
+        """The inner steps one by one: the support loss linearised at c_s, and c_{s+1}."""
+        c, W_c = self._start(support), layers[0].W[self.n_in :]
+        for _ in range(check_steps(self.inner_steps if steps is None else steps, "steps")):
+            lin = self._at(layers, c, support)
+            c = c - self.inner_lr * self._grad(lin, W_c)
+            yield lin, c
+
+    @staticmethod
+    def _grad(lin: Any, W_c: Array) -> Array:
+        """∇_c L = 1ᵀ δ_1 W_cᵀ, ``(T, n_context)``."""
+        grad: Array = row_sum(lin.gradient[0].terms[0].right) @ W_c.T
+        return grad
+
+    def _moved_input(self, c_dot: Array, delta: Array) -> Term:
+        """ȧ_0ᵀ δ_1 for ȧ_0 = [0, ċ] in every row, which is [0, ċ]ᵀ (1ᵀ δ_1)."""
+        left = np.concatenate([np.zeros((len(c_dot), self.n_in), c_dot.dtype), c_dot], axis=-1)
+        return Term(left[:, None, :], row_sum(delta)[:, None, :], on_bias=False)
+
+
+@dataclass(frozen=True)
+class _Moving:
+    """A direction of a layer, as the passes take it, in which its bias moves or nothing does."""
+
+    b: Array | None = None
+
+    def act(self, h: Array) -> Array | float:
+        if self.b is None:
+            return 0.0
+        return np.broadcast_to(self.b[:, None, :], (*h.shape[:2], self.b.shape[-1]))
+
+    def act_transposed(self, d: Array) -> float:
+        return 0.0
