@@ -13,7 +13,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from npmeta._validation import lookup
-from npmeta.algorithms import CAVIA, MAML, MAMLPlusPlus, MetaSGD, Reptile, anil, boil, fomaml, lslr
+from npmeta.algorithms import (
+    CAVIA,
+    MAML,
+    Joint,
+    MAMLPlusPlus,
+    MetaSGD,
+    Reptile,
+    Scratch,
+    SineOracle,
+    anil,
+    boil,
+    fomaml,
+    lslr,
+)
 from npmeta.algorithms.base import MetaLearner
 from npmeta.mlp import MLP
 from npmeta.options import (
@@ -181,9 +194,35 @@ def _cavia(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     )
 
 
+def _baseline(
+    construct: type[Joint] | type[Scratch],
+) -> Callable[[int, int, Mapping[str, Any]], MetaLearner]:
+    """What makes one that adapts as MAML does."""
+
+    def make(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+        return construct(
+            network(n_in, n_out, values),
+            values["loss"],
+            inner_lr(values),
+            values["inner_steps"],
+            inner_weight_decay=values["inner_weight_decay"],
+        )
+
+    return make
+
+
+def _oracle(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    low, high = values["frequency"]
+    if low != high:
+        raise ValueError(f"oracle knows waves of one frequency, not of a range: got {low} to {high}")
+    return SineOracle(low, values["loss"])
+
+
 # --- the registry -----------------------------------------------------------------------------------
 
 _INNER_LOOP = (INNER_LR, INNER_STEPS, FIRST_ORDER, INNER_WEIGHT_DECAY)
+
+_FINE_TUNING = (INNER_LR, INNER_LR_PER, INNER_STEPS, INNER_WEIGHT_DECAY)
 
 _ENTRIES: tuple[Entry, ...] = (
     Entry(
@@ -198,7 +237,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "MAML without second derivatives",
         "Finn, Abbeel & Levine 2017",
         _fomaml,
-        (INNER_LR, INNER_STEPS, INNER_WEIGHT_DECAY, INNER_LR_PER, LEARN_INNER_LR),
+        (*_FINE_TUNING, LEARN_INNER_LR),
     ),
     Entry(
         "anil",
@@ -299,6 +338,30 @@ _ENTRIES: tuple[Entry, ...] = (
             Option("algorithm", "n_context", int, 5, "context parameters of a task", low=1),
         ),
         {"inner_lr": 1.0},
+    ),
+    Entry(
+        "joint",
+        "a baseline: train one network on all tasks, then fine-tune it",
+        "Finn, Abbeel & Levine 2017",
+        _baseline(Joint),
+        _FINE_TUNING,
+    ),
+    Entry(
+        "scratch",
+        "a baseline: train a random network on the support rows alone",
+        "Finn, Abbeel & Levine 2017",
+        _baseline(Scratch),
+        _FINE_TUNING,
+        {"iterations": 1, "eval_steps": 100},
+    ),
+    Entry(
+        "oracle",
+        "a baseline: the sine wave through the support points",
+        "Finn, Abbeel & Levine 2017",
+        _oracle,
+        (),
+        {"iterations": 1},
+        tasks=("sinusoid",),
     ),
 )
 

@@ -11,12 +11,21 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._validation import Array
+from npmeta.objective import Batch
 from npmeta.weights import total
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["MetaGradient", "MetaLearner", "MetaParameters", "Scores", "check_steps", "named"]
+__all__ = [
+    "MetaGradient",
+    "MetaLearner",
+    "MetaParameters",
+    "Scores",
+    "all_rows",
+    "check_steps",
+    "named",
+]
 
 #: Meta-parameters by name: "theta", and "inner_lr" where step sizes are learned.
 MetaParameters: TypeAlias = Mapping[str, Array]
@@ -35,6 +44,12 @@ def named(params: ArrayLike | MetaParameters) -> MetaParameters:
     if "theta" not in params:
         raise ValueError(f"meta-parameters must have a 'theta', got {sorted(params)}")
     return params
+
+
+def all_rows(support: Batch, query: Batch) -> Batch:
+    """The rows of every task, support first."""
+    (x, y), (x_query, y_query) = support, query
+    return np.concatenate([x, x_query], axis=1), np.concatenate([y, y_query], axis=1)
 
 
 def check_steps(steps: int, name: str) -> int:

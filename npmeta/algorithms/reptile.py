@@ -8,7 +8,7 @@ import numpy as np
 
 from npmeta._validation import Array
 from npmeta.adaptation import StepSizes, inner_loop
-from npmeta.algorithms.base import MetaGradient
+from npmeta.algorithms.base import MetaGradient, all_rows
 from npmeta.algorithms.maml import MAML
 from npmeta.objective import Batch
 
@@ -65,10 +65,7 @@ class Reptile(MAML):
     ) -> MetaGradient:
         if learns:
             raise ValueError("Reptile has no meta-parameter 'inner_lr'")
-        rows = (
-            np.concatenate([support[0], query[0]], axis=1),
-            np.concatenate([support[1], query[1]], axis=1),
-        )
+        rows = all_rows(support, query)
         batches = self._minibatches(rows)
         point = start = self.objective.hold(theta, self._plan(theta, alpha, batches[0], query))
         g = None
