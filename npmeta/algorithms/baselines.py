@@ -39,7 +39,7 @@ class Joint(MAML):
         self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
     ) -> MetaGradient:
         rows = all_rows(support, query)
-        point = self.objective.hold(theta, self._plan(theta, alpha, support, rows))
+        point = self._hold(theta, alpha, support, rows)
         lin = self.objective.at(point, rows)
         gradient = [W.cotangent(part) for W, part in zip(point, lin.gradient, strict=True)]
         grads = {"theta": np.concatenate([block.task_mean() for block in gradient])}
@@ -61,7 +61,9 @@ class Scratch(MAML):
     def _of_chunk(
         self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
     ) -> MetaGradient:
-        loss, _ = self.objective.score(self._adapted(theta, support, alpha, None), query)
+        start = self._hold(theta, alpha, support, query, second_order=False)
+        point = self._adapted(start, support, alpha, self.inner_steps)
+        loss, _ = self.objective.score(point, query)
         grads = {"theta": np.zeros_like(theta)}
         if learns:
             grads["inner_lr"] = alpha.collect([])

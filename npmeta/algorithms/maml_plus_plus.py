@@ -86,7 +86,7 @@ class MAMLPlusPlus(MAML):
         if not self.step_weights:
             return super()._of_chunk(theta, alpha, support, query, learns)
         S, decay, v = self.inner_steps, self.inner_weight_decay, (0.0, *self.step_weights)
-        start = self.objective.hold(theta, self._plan(theta, alpha, support, query))
+        start = self._hold(theta, alpha, support, query)
         path = adapt(self.objective, start, support, alpha, S, decay)
         outer = {s: self.objective.at(path.weights[s], query) for s in range(1, S + 1)}
         last = zip(path.weights[S], outer[S].gradient, alpha.constant(v[S]), strict=True)

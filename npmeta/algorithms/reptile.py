@@ -67,7 +67,7 @@ class Reptile(MAML):
             raise ValueError("Reptile has no meta-parameter 'inner_lr'")
         rows = all_rows(support, query)
         batches = self._minibatches(rows)
-        point = start = self.objective.hold(theta, self._plan(theta, alpha, batches[0], query))
+        point = start = self._hold(theta, alpha, batches[0], query)
         g = None
         for s in range(self.inner_steps):
             batch = batches[s % len(batches)]
