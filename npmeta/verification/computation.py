@@ -298,14 +298,26 @@ def _pairs(names: list[str]) -> list[list[str]]:
 
 def evaluate(problem: Problem, recipe: Recipe) -> Array:
     """What the recipe computes, ``(P,)``, as float64."""
-    dtype = np.dtype(recipe.dtype)
-    path = follow(problem, recipe.forward, dtype)
-    per_task = pull_back(path, recipe.backward)
-    updates = [entry for entry in recipe.finish if entry[0] == "moved"]
-    if updates:
-        ((_, beta),) = updates
-        rest = replace(recipe, finish=tuple(e for e in recipe.finish if e[0] != "moved"))
-        g = combine(problem, path, replace(rest, finish=()), per_task)
-        moved = Problem(problem.maml, problem.theta - beta * g, problem.tasks)
-        return evaluate(moved, rest)
-    return combine(problem, path, recipe, per_task).astype(np.float64)
+    for i, (name, *numbers) in enumerate(recipe.finish):
+        if name in ("moved", "a step a task"):
+            rest = replace(recipe, finish=recipe.finish[:i] + recipe.finish[i + 1 :])
+            return (_moved if name == "moved" else _step_by_step)(problem, rest, *numbers)
+    path = follow(problem, recipe.forward, np.dtype(recipe.dtype))
+    return combine(problem, path, recipe, pull_back(path, recipe.backward)).astype(np.float64)
+
+
+def _moved(problem: Problem, recipe: Recipe, beta: float) -> Array:
+    """At θ − β g(θ)."""
+    g = evaluate(problem, replace(recipe, finish=()))
+    return evaluate(Problem(problem.maml, problem.theta - beta * g, problem.tasks), recipe)
+
+
+def _step_by_step(problem: Problem, recipe: Recipe, beta: float) -> Array:
+    """Σ_t g_t(θ_t) with an outer step after every task, θ_{t+1} = θ_t − β g_t(θ_t)."""
+    theta, total = problem.theta, np.zeros(problem.P)
+    for t in range(problem.T):
+        if not np.isfinite(theta).all():
+            return np.full(problem.P, np.nan)
+        g = evaluate(Problem(problem.maml, theta, problem.tasks[t : t + 1]), recipe)
+        theta, total = theta - beta * g, total + g
+    return total

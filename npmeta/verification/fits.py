@@ -48,6 +48,8 @@ def _families(problem: Problem) -> Iterator[_Family]:
     if problem.S > 1:
         yield _Family("inner_momentum", lambda x: {"momentum": x}, np.linspace(0.05, 1, 20))
     yield _Family("at_updated_theta", lambda x: {"finish": (("moved", x),)}, SMALL)
+    if problem.T > 1:
+        yield _Family("outer_step_per_task", lambda x: {"finish": (("a step a task", x),)}, SMALL)
 
 
 class Fits:

@@ -22,12 +22,18 @@ FOUND_OTHERWISE = {
     "inner_lr",
     "updated_theta",
     "at_updated_theta",
+    "outer_step_per_task",
     "outer_weight_decay",
     "values_clipped",
     "zeros",
     "float32",
     "not_finite",
 }
+
+#: Step-size factors that hardly ever come with two mistakes more.
+RARE_STEP_SIZES = {"inner_lr_over_outputs", "inner_lr_halved", "inner_ascent", "not_adapted"}
+#: Choices that also matter where nothing is adapted.
+OF_NO_INNER_LOOP = {"lr_factor", "score_on", "adapt_on", "activation", "loss", "tasks", "finish"}
 
 #: Work above which pairs are limited to the likeliest, and crowds left out: in numbers to be computed
 #: in an inner loop, and what a call of NumPy costs beside them.
@@ -101,6 +107,8 @@ def _go_together(a: tuple[Fault, Variant], b: tuple[Fault, Variant]) -> bool:
     if set(one) & set(other) or a[0].id == b[0].id:
         return False
     changes = {**one, **other}
+    if changes.get("lr_factor") == 0:  # an inner loop that goes nowhere has no other mistake
+        return set(changes) <= OF_NO_INNER_LOOP
     if str(changes.get("start", "")).endswith("graph"):  # then the tasks' gradients are one
         return not {"tasks", "first", "second"} & set(changes)
     # Reptile takes no derivative.
@@ -115,8 +123,8 @@ def crowds(problem: Problem) -> list[Hypothesis]:
     for hypothesis in singles(problem):
         ((fault, variant),) = hypothesis.parts
         names = set(variant.changes)
-        if fault.id in ("inner_lr_over_outputs", "inner_lr_halved"):
-            continue  # rare, and every step-size factor is a thousand hypotheses
+        if fault.id in RARE_STEP_SIZES:
+            continue  # every step-size factor is a thousand hypotheses
         for group, keys in enumerate(
             ({"lr_factor"}, {"extra_steps"}, {"adapt_on", "score_on"}, {"adapted"})
         ):

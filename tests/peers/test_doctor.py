@@ -159,6 +159,38 @@ def inner_lr(case):
     return gradient(case, alpha=0.0371)
 
 
+def inner_ascent(case):
+    return gradient(case, alpha=-ALPHA)
+
+
+def not_adapted(case):
+    """The fast weights are made, and the query loss is computed without them."""
+    theta = case.parameters()
+    for sx, sy, qx, qy in case.tasks:
+        phi = list(theta)
+        for _ in range(S):
+            grads = torch.autograd.grad(case.loss_at(phi, sx, sy), phi, create_graph=True)
+            phi = [p - ALPHA * g for p, g in zip(phi, grads, strict=True)]
+        (case.loss_at(theta, qx, qy) / len(case.tasks)).backward()
+    return flat(p.grad for p in theta)
+
+
+def outer_step_per_task(case):
+    """zero_grad(), backward() and step() inside the loop."""
+    theta, total = case.parameters(), 0
+    optimizer = torch.optim.SGD(theta, lr=0.01)
+    for sx, sy, qx, qy in case.tasks:
+        phi = list(theta)
+        for _ in range(S):
+            grads = torch.autograd.grad(case.loss_at(phi, sx, sy), phi, create_graph=True)
+            phi = [p - ALPHA * g for p, g in zip(phi, grads, strict=True)]
+        optimizer.zero_grad()
+        case.loss_at(phi, qx, qy).backward()
+        optimizer.step()
+        total = total + flat(p.grad for p in theta)
+    return total
+
+
 def one_step_fewer(case):
     return gradient(case, steps=S - 1)
 

@@ -86,6 +86,11 @@ def _reptile(problem: Problem) -> Iterator[Variant]:
     yield Variant({"tasks": ("reptile",)}, "θ − φ_S")
 
 
+def _step_per_task(problem: Problem) -> Iterator[Variant]:
+    if problem.T > 1:
+        yield Variant({"finish": (("a step a task", 0.01),)}, factor=0.01)
+
+
 def _values_clipped(problem: Problem) -> Iterator[Variant]:
     limit = float(np.abs(problem.gradient).max()) / 2
     if limit > 0:
@@ -198,6 +203,15 @@ ASSEMBLY = [
         "Compute the gradient before optimizer.step(), on a fresh copy of θ.",
         "Compute the gradient at the problem's params, before any update.",
         always(factor=0.01, finish=(("moved", 0.01),)),
+    ),
+    Fault(
+        "outer_step_per_task",
+        "assembly",
+        "Σ_t g_t(θ_t),  θ_{t+1} = θ_t − β g_t(θ_t)",
+        "The outer step is inside the loop over tasks: every task finds other parameters.",
+        "Add the query losses up over tasks; optimizer.step() once, after the loop.",
+        "One update after vmap over tasks; do not carry params from task to task in scan.",
+        _step_per_task,
     ),
     Fault(
         "outer_weight_decay",
