@@ -12,4 +12,5 @@ EXAMPLES = Path(__file__).parent / "examples"
 def folder_of_examples(tmp_path, monkeypatch):
     shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)  # which pages import
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where Omniglot keeps what it read
