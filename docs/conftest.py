@@ -7,6 +7,9 @@ import pytest
 
 EXAMPLES = Path(__file__).parent / "examples"
 
+#: They have no doctests, and some import what the tests do not need (PyTorch, Dask).
+collect_ignore_glob = ["examples/*", "figures/*"]
+
 
 @pytest.fixture(autouse=True)
 def folder_of_examples(tmp_path, monkeypatch):
