@@ -6,7 +6,16 @@ meta-gradient of MAML, for batches of tasks on a CPU.
 
 from npmeta import algorithms, tasks, verification
 from npmeta.activations import Activation
-from npmeta.algorithms import MAML, MetaGradient, Scores
+from npmeta.algorithms import (
+    MAML,
+    MatchingNetwork,
+    MetaGradient,
+    PrototypicalNetwork,
+    RelationNetwork,
+    RidgeHead,
+    Scores,
+    SiameseNetwork,
+)
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
 from npmeta.objective import Linearization, Objective, Risk
@@ -25,12 +34,17 @@ __all__ = [
     "FunctionObjective",
     "Linearization",
     "Loss",
+    "MatchingNetwork",
     "MetaGradient",
     "Objective",
     "Problem",
+    "PrototypicalNetwork",
     "Quadratic",
+    "RelationNetwork",
+    "RidgeHead",
     "Risk",
     "Scores",
+    "SiameseNetwork",
     "TaskBatch",
     "__version__",
     "algorithms",

@@ -5,8 +5,13 @@ from npmeta.algorithms.baselines import Joint, Scratch, SineOracle
 from npmeta.algorithms.cavia import CAVIA
 from npmeta.algorithms.maml import MAML
 from npmeta.algorithms.maml_plus_plus import MAMLPlusPlus
+from npmeta.algorithms.matching import MatchingNetwork
 from npmeta.algorithms.meta_sgd import MetaSGD
+from npmeta.algorithms.prototypical import PrototypicalNetwork
+from npmeta.algorithms.relation import RelationNetwork
 from npmeta.algorithms.reptile import Reptile
+from npmeta.algorithms.ridge import RidgeHead
+from npmeta.algorithms.siamese import SiameseNetwork
 from npmeta.algorithms.variants import anil, boil, fomaml, lslr
 
 __all__ = [
@@ -14,12 +19,17 @@ __all__ = [
     "MAML",
     "Joint",
     "MAMLPlusPlus",
+    "MatchingNetwork",
     "MetaGradient",
     "MetaLearner",
     "MetaSGD",
+    "PrototypicalNetwork",
+    "RelationNetwork",
     "Reptile",
+    "RidgeHead",
     "Scores",
     "Scratch",
+    "SiameseNetwork",
     "SineOracle",
     "anil",
     "boil",

@@ -1,0 +1,280 @@
+"""What learners without an inner loop have in common: an embedding, and a comparison of embeddings.
+
+A task is an episode: its query rows are compared with its support rows where a shared network has put
+them. Nothing is adapted by gradient steps, so the meta-gradient is an ordinary one, and exact without
+second derivatives. The rows of all tasks, support and query, go through the embedding as one batch.
+
+There are no inner steps to count: scores have one column, and ``steps`` changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from npmeta import losses
+from npmeta._memory import keep_freed_memory
+from npmeta._validation import Array, DType, as_dtype, as_features, as_parameters
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
+from npmeta.losses import Loss
+from npmeta.mlp import MLP, backward, forward
+from npmeta.weights import flatten
+
+if TYPE_CHECKING:
+    from npmeta.tasks.batch import TaskBatch
+
+__all__ = ["ABSENT", "Compared", "Episodic", "Passed", "through"]
+
+#: The output for a class without support rows: finite, and a probability of 0.
+ABSENT = -1e30
+
+#: Cross-entropy of one class a row.
+CLASSES = dataclasses.replace(losses.get("cross_entropy"), soft=False)
+
+
+class Passed(NamedTuple):
+    """Outputs of a network, and the function from their cotangent to that of theta and to δ_1."""
+
+    outputs: Array
+    pull_back: Callable[[Array], tuple[Array, Array]]
+
+
+def through(model: MLP, theta: Array, x: Array) -> Passed:
+    """A network on rows ``(..., n_in)`` of all tasks, as one batch: one product a layer."""
+    layers = model.layers(theta)
+    at = forward(layers, model.activations, x.reshape(1, -1, x.shape[-1]))
+
+    def pull_back(o_bar: Array) -> tuple[Array, Array]:
+        back = backward(layers, at, model.slopes(at), o_bar.reshape(at.z[-1].shape))
+        theta_bar = flatten([gradient.dense() for gradient in back.gradient])[0]
+        return theta_bar, back.delta[0].reshape(*x.shape[:-1], -1)
+
+    return Passed(at.z[-1].reshape(*x.shape[:-1], -1), pull_back)
+
+
+class Compared(NamedTuple):
+    """What a learner makes of embeddings, and the way back.
+
+    Attributes
+    ----------
+    outputs : ndarray
+        Class by class ``(T, Q, N)``, or pair by pair ``(T, Q, K)``.
+    pull_back : callable
+        From a cotangent of the outputs to those of the support rows ``(T, K, d)``, of the query rows
+        ``(T, Q, d)``, and of the meta-parameters beside theta, by name.
+    """
+
+    outputs: Array
+    pull_back: Callable[[Array], tuple[Array, Array, dict[str, Array]]]
+
+
+class Episodic(ABC):
+    """A learner that compares. A subclass says how in :meth:`compare`; :meth:`extra` are the
+    meta-parameters it does that with. The other methods are those of every algorithm.
+    """
+
+    model: MLP | None
+    ways: int | None
+
+    @abstractmethod
+    def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
+        """Outputs for ``query (T, Q, d)``, given ``support (T, K, d)`` with targets ``y (T, K, N)``."""
+
+    def extra(self) -> dict[str, Array]:
+        """Initial meta-parameters beside theta. What is not passed has these values."""
+        return {}
+
+    @property
+    def criterion(self) -> Loss:
+        """What targets are prepared for, and by default the loss of the outputs."""
+        return CLASSES
+
+    def query_loss(self, outputs: Array, support_y: Array, query_y: Array) -> tuple[Array, Array]:
+        """The loss of each task ``(T,)``, and its gradient in the outputs."""
+        value, gradient, _ = self.criterion(outputs, query_y)
+        return value, gradient
+
+    def class_outputs(self, outputs: Array, support_y: Array) -> Array:
+        """Outputs class by class ``(T, Q, N)``: the largest wins."""
+        return outputs
+
+    # --- what every algorithm does ------------------------------------------------------------------
+
+    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+        """Initial meta-parameters: "theta", the embedding's, and what the learner has beside it."""
+        theta = np.empty(0) if self.model is None else self.model.init(rng, dtype)
+        return {name: np.array(a, dtype) for name, a in {"theta": theta, **self.extra()}.items()}
+
+    def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
+        """The mean query loss and its exact gradient.
+
+        Parameters
+        ----------
+        params : mapping, or array_like (P,)
+            "theta" and, optionally, what else :meth:`init` makes; or theta alone. What is not passed
+            has its initial value.
+        tasks : TaskBatch
+
+        Returns
+        -------
+        MetaGradient
+            With a gradient under every name that was passed. There are no second derivatives in it;
+            ``hessian`` is "exact".
+
+        Raises
+        ------
+        ValueError
+            If shapes, labels or names do not fit, or a query row is of a class of which its task has
+            no support row.
+        """
+        keep_freed_memory()
+        passed = set(named(params))
+        given = self._meta_parameters(params)
+        (support_x, support_y), (query_x, query_y) = self._prepare(tasks, given["theta"].dtype)
+        support, query, pull_back = self._embed(given["theta"], support_x, query_x)
+        compared = self.compare(given, support, support_y, query)
+        value, outputs_bar = self.query_loss(compared.outputs, support_y, query_y)
+        support_bar, query_bar, grads = compared.pull_back(outputs_bar / len(value))
+        grads["theta"] = pull_back(support_bar, query_bar)
+        grads = {name: np.asarray(grads[name]) for name in given if name in passed}
+        return MetaGradient(float(value.real.mean()), grads, value, "exact")
+
+    def evaluate(
+        self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
+    ) -> Scores:
+        """Query loss (and accuracy, for classes) of every task: one column, whatever ``steps``.
+
+        Returns
+        -------
+        Scores
+            ``.loss (T, 1)``, and ``.accuracy (T, 1)`` or None.
+        """
+        given = self._meta_parameters(params)
+        (support_x, support_y), (query_x, query_y) = self._prepare(tasks, given["theta"].dtype)
+        support, query, _ = self._embed(given["theta"], support_x, query_x)
+        outputs = self.compare(given, support, support_y, query).outputs
+        value, _ = self.query_loss(outputs, support_y, query_y)
+        right = losses.accuracy(self.criterion, self.class_outputs(outputs, support_y), query_y)
+        return Scores(value[:, None], None if right is None else right[:, None])
+
+    def predict(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        query_x: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """Outputs on query inputs, ``(T, Q, N)``; ``steps`` changes nothing.
+
+        Raises
+        ------
+        ValueError
+            If shapes or labels do not fit.
+        """
+        given = self._meta_parameters(params)
+        dtype = given["theta"].dtype
+        y = self.criterion.prepare(support_y, self._n_out(support_y), dtype, "support_y")
+        x, qx = self._rows(support_x, dtype, "support_x"), self._rows(query_x, dtype, "query_x")
+        if x.shape[:2] != y.shape[:2] or len(qx) != len(x) or qx.shape[2] != x.shape[2]:
+            raise ValueError(
+                f"support_x (T, K, n_in), support_y (T, K) and query_x (T, Q, n_in) must agree in T, K "
+                f"and n_in, got {x.shape}, {y.shape[:2]} and {qx.shape}"
+            )
+        support, query, _ = self._embed(given["theta"], x, qx)
+        return self.class_outputs(self.compare(given, support, y, query).outputs, y)
+
+    # --- shared by the methods above ----------------------------------------------------------------
+
+    def _meta_parameters(self, params: ArrayLike | MetaParameters) -> dict[str, Array]:
+        """All meta-parameters, checked and in the dtype of theta."""
+        params = named(params)
+        n_params = 0 if self.model is None else self.model.n_params
+        theta = as_parameters(params["theta"], n_params)
+        if theta.ndim != 1:
+            raise ValueError(f"theta must have shape ({n_params},), got {theta.shape}")
+        given = {"theta": as_dtype(theta, theta.dtype, "theta")}
+        for name, default in self.extra().items():
+            value = np.asarray(params.get(name, default))
+            if value.shape != default.shape:
+                raise ValueError(f"{name} must have shape {default.shape}, got {value.shape}")
+            given[name] = as_dtype(value, theta.dtype, name)
+        unknown = sorted(set(params) - set(given))
+        if unknown:
+            raise ValueError(f"{type(self).__name__} has no meta-parameter {unknown[0]!r}")
+        return given
+
+    def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[tuple[Array, Array], ...]:
+        """Inputs and targets of the support and the query rows, checked and cast."""
+        n_out = self._n_out(tasks.support_y, tasks.query_y)
+        prepared = []
+        for part in ("support", "query"):
+            x = self._rows(getattr(tasks, f"{part}_x"), dtype, f"{part}_x")
+            y = getattr(tasks, f"{part}_y")
+            prepared.append((x, self.criterion.prepare(y, n_out, dtype, f"{part}_y")))
+        self.check_targets(prepared[0][1], prepared[1][1])
+        return tuple(prepared)
+
+    def check_targets(self, support_y: Array, query_y: Array) -> None:
+        """Raise ValueError unless every query row is of a class that its task has a support row of."""
+        absent = (query_y.real > 0).any(1) & ~(support_y.real > 0).any(1)
+        if absent.any():
+            task, label = np.argwhere(absent)[0].tolist()
+            raise ValueError(
+                f"task {task} has a query row of class {label} and no support row of it; "
+                f"{type(self).__name__} needs at least one"
+            )
+
+    def _n_out(self, *targets: ArrayLike) -> int:
+        """N: ``ways``, or the last axis of the targets, or what the largest label makes it."""
+        if self.ways is not None:
+            return self.ways
+        arrays = [np.asarray(y) for y in targets]
+        if arrays[0].ndim == 3:
+            return int(arrays[0].shape[-1])
+        if self.criterion.targets != "classes":
+            return 1
+        return max(int(y.max()) + 1 if y.size and y.dtype.kind in "biu" else 1 for y in arrays)
+
+    def _rows(self, x: ArrayLike, dtype: DType, name: str) -> Array:
+        """Inputs ``(T, rows, n_in)``, checked and cast."""
+        array = as_features(x, name)
+        if array.ndim != 3:
+            raise ValueError(f"{name} must have shape (T, rows, n_in), got {array.shape}")
+        if self.model is None:
+            return as_dtype(array, dtype, name)
+        return self.model.features(array, dtype, name)
+
+    def _embed(
+        self, theta: Array, support_x: Array, query_x: Array
+    ) -> tuple[Array, Array, Callable[[Array, Array], Array]]:
+        """Embeddings of the support and the query rows, and the function from their cotangents to θ̄."""
+        if self.model is None:
+            return support_x, query_x, lambda support_bar, query_bar: np.zeros_like(theta)
+        K = support_x.shape[1]
+        embedded, pull_back = through(self.model, theta, np.concatenate([support_x, query_x], axis=1))
+
+        def to_theta(support_bar: Array, query_bar: Array) -> Array:
+            return pull_back(np.concatenate([support_bar, query_bar], axis=1))[0]
+
+        return embedded[:, :K], embedded[:, K:], to_theta
+
+
+def check_model(model: object, ways: int | None) -> None:
+    """Raise ValueError unless these can be fields of a learner."""
+    if model is not None and not isinstance(model, MLP):
+        raise ValueError(f"model must be an MLP (or None: no embedding), got {type(model).__name__}")
+    if ways is not None and (isinstance(ways, bool) or int(ways) != ways or ways < 1):
+        raise ValueError(f"ways must be a whole number of at least 1, got {ways!r}")
+
+
+def check_scale(scale: object, name: str = "scale") -> None:
+    """Raise ValueError unless it is a positive, finite number."""
+    number = np.asarray(scale)
+    if number.ndim or number.dtype.kind not in "iuf" or not 0 < number < np.inf:
+        raise ValueError(f"{name} must be a positive number, got {scale!r}")
