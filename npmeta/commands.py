@@ -310,7 +310,12 @@ def _report(
         paths = _draw(run, tasks, algorithm, params, scored, run.folder)
     except ImportError as error:
         say(f"no picture: {error}")
-    print(score_table(scored, run.config["loss"], "test", shown=(0, 1, 5, 10)))
+    config = run.config
+    print(
+        score_table(
+            scored, config.loss_name, "test", shown=(0, 1, 5, 10), inner_steps=config.inner_steps
+        )
+    )
     if paths:
         print("\n" + "\n".join(str(path) for path in paths))
 
@@ -336,6 +341,7 @@ def evaluate_run(
         raise ValueError(f"cannot write {json_file}: its folder does not exist")
     run = Run(folder)
     config = run.config
+    _check_steps(config, steps)
     tasks = config.tasks() if data is None else _tasks_on(run, data)
     split = split or "test"
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
@@ -349,10 +355,18 @@ def evaluate_run(
         print(text)
         return 0
     # Flushed, so that it comes first if the other file is standard output too.
-    print(score_table(scored, config["loss"], split if data is None else Path(data).name), flush=True)
+    where = split if data is None else Path(data).name
+    table = score_table(scored, config.loss_name, where, inner_steps=config.inner_steps)
+    print(table, flush=True)
     if json_file:
         write_atomically(Path(json_file), text + "\n")
     return 0
+
+
+def _check_steps(config: Config, steps: int | None) -> None:
+    """Raise ValueError if steps are asked for where there are none."""
+    if steps is not None and not config.inner_steps:
+        raise ValueError(f"{config['algorithm']} takes no inner steps; leave out --steps")
 
 
 def _tasks_on(run: Run, data: str) -> TaskDistribution:
@@ -395,7 +409,9 @@ def adapt_run(folder: Path, *, support: Path, query: Path, steps: int | None, ou
     """Predict the rows of one CSV file after adapting to those of another."""
     from npmeta.predictions import predict
 
-    text = predict(Run(folder), support, query, steps)
+    run = Run(folder)
+    _check_steps(run.config, steps)
+    text = predict(run, support, query, steps)
     if out is None:
         print(text, end="")
     else:
@@ -433,16 +449,19 @@ def _draw(
     from npmeta import plots
 
     config = run.config
-    figures = {"scores": plots.scores(scored, config["loss"])}
+    figures = {}
+    if config.inner_steps:
+        figures["scores"] = plots.scores(scored, config.loss_name)
     if isinstance(tasks, Sinusoid):
-        figures["waves"] = plots.waves(algorithm, params, tasks, seed=config["seed"])
+        steps = (0, 1, 10) if config.inner_steps else (None,)
+        figures["waves"] = plots.waves(algorithm, params, tasks, steps=steps, seed=config["seed"])
     if isinstance(tasks, Omniglot):
         figures["drawings"] = plots.drawings(
             algorithm, params, tasks, steps=config["eval_steps"], seed=config["seed"]
         )
     rows = run.metrics()
     if rows:
-        figures["curves"] = plots.curves(rows, config["loss"])
+        figures["curves"] = plots.curves(rows, config.loss_name)
     return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 

@@ -176,6 +176,17 @@ class Config:
         """The algorithm for tasks with so many inputs and outputs."""
         return ALGORITHMS[self["algorithm"]].make(n_in, n_out, self.values)
 
+    @property
+    def loss_name(self) -> str:
+        """What reports and pictures call the loss."""
+        name: str = self.values.get("pair_loss", self["loss"])
+        return name
+
+    @property
+    def inner_steps(self) -> bool:
+        """Whether the algorithm takes any."""
+        return ALGORITHMS[self["algorithm"]].inner_steps
+
     def schedule(self) -> Schedule:
         """The schedule of the outer learning rate."""
         v = self.values

@@ -13,10 +13,13 @@ from typing import Any
 
 from npmeta import activations, losses
 from npmeta._validation import lookup, unknown_name
+from npmeta.distances import DISTANCES
 from npmeta.optimizers import OPTIMIZERS, SCHEDULES
 
 __all__ = [
     "COMMON",
+    "DISTANCE",
+    "EMBEDDING",
     "FIRST_ORDER",
     "INNER_LR",
     "INNER_LR_PER",
@@ -24,6 +27,7 @@ __all__ = [
     "INNER_WEIGHT_DECAY",
     "LEARN_INNER_LR",
     "PRESETS",
+    "SCALE",
     "SECTIONS",
     "TASKS",
     "Option",
@@ -341,6 +345,22 @@ INNER_WEIGHT_DECAY = Option(
     "algorithm", "inner_weight_decay", float, 0.0, "weight decay in the inner loop", low=0
 )
 LEARN_INNER_LR = Option("algorithm", "learn_inner_lr", bool, False, "learn the inner step sizes too")
+
+#: Those of learners that compare embeddings.
+EMBEDDING = Option("model", "embedding", int, 64, "outputs of the embedding network", low=1)
+DISTANCE = Option(
+    "algorithm", "distance", str, "cosine", "between embeddings", choices=tuple(DISTANCES)
+)
+SCALE = Option(
+    "algorithm",
+    "scale",
+    float,
+    None,
+    "of distances (ridge: of the fit) to begin with; by default what suits them",
+    low=0,
+    exclusive=True,
+    optional=True,
+)
 
 #: Published settings, by name and task.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -49,20 +49,25 @@ def waves(
     params: Mapping[str, Array],
     tasks: Sinusoid,
     *,
-    steps: Sequence[int] = (0, 1, 10),
+    steps: Sequence[int | None] = (0, 1, 10),
     n_tasks: int = 3,
     seed: int = 0,
 ) -> Figure:
-    """Fresh sine waves, and the network before and after so many inner steps on the support points."""
+    """Fresh sine waves, and the network before and after so many inner steps on the support points.
+
+    At most three numbers of steps; None where an algorithm takes none.
+    """
     draw = {"seed": seed, "iteration": 1, "n_tasks": n_tasks, "split": "test"}
     batch = tasks.sample(**draw)  # type: ignore[arg-type]  # a dict of ints and a string
     grid = np.linspace(*tasks.x, 200)
     truth = tasks.curves(grid, **draw)  # type: ignore[arg-type]
     x = np.broadcast_to(grid[:, None], (n_tasks, len(grid), 1))
     figure, axes = _figure(1, n_tasks, size=(3.6 * n_tasks, 3.4), sharey=True, squeeze=False)
-    for step, colour, style in zip(steps, (BEFORE, MIDDLE, AFTER), (":", "--", "-"), strict=True):
+    lines = [(BEFORE, ":"), (MIDDLE, "--"), (AFTER, "-")][-len(steps) :]
+    for step, (colour, style) in zip(steps, lines, strict=True):
         y = algorithm.predict(params, batch.support_x, batch.support_y, x, steps=step)
-        label = {0: "before adapting", 1: "after 1 step"}.get(step, f"after {step} steps")
+        names = {None: "fitted to the points", 0: "before adapting", 1: "after 1 step"}
+        label = names.get(step, f"after {step} steps")
         for t, ax in enumerate(axes[0]):
             ax.plot(grid, y[t, :, 0], style, color=colour, label=label, lw=1.8)
     for t, ax in enumerate(axes[0]):

@@ -18,9 +18,14 @@ from npmeta.algorithms import (
     MAML,
     Joint,
     MAMLPlusPlus,
+    MatchingNetwork,
     MetaSGD,
+    PrototypicalNetwork,
+    RelationNetwork,
     Reptile,
+    RidgeHead,
     Scratch,
+    SiameseNetwork,
     SineOracle,
     anil,
     boil,
@@ -28,15 +33,19 @@ from npmeta.algorithms import (
     lslr,
 )
 from npmeta.algorithms.base import MetaLearner
+from npmeta.algorithms.siamese import PAIR_LOSSES
 from npmeta.mlp import MLP
 from npmeta.options import (
     COMMON,
+    DISTANCE,
+    EMBEDDING,
     FIRST_ORDER,
     INNER_LR,
     INNER_LR_PER,
     INNER_STEPS,
     INNER_WEIGHT_DECAY,
     LEARN_INNER_LR,
+    SCALE,
     SECTIONS,
     TASKS,
     Option,
@@ -65,6 +74,8 @@ class Entry:
         Its own defaults, of any option by name: a value, or a mapping from tasks to values.
     tasks : tuple of str
         The tasks it can be trained on.
+    inner_steps : bool
+        Whether it takes any: if not, its scores have one column.
     """
 
     name: str
@@ -74,6 +85,7 @@ class Entry:
     options: tuple[Option, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = TASKS
+    inner_steps: bool = True
 
 
 # --- made from values -------------------------------------------------------------------------------
@@ -218,11 +230,62 @@ def _oracle(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     return SineOracle(low, values["loss"])
 
 
+def _embedding(n_in: int, values: Mapping[str, Any]) -> MLP:
+    """The network of a learner that compares its outputs."""
+    return network(n_in, values["embedding"], values)
+
+
+def _classes(n_out: int, values: Mapping[str, Any], loss: str = "cross_entropy") -> int:
+    """The number of classes; ValueError unless there are some, and the loss is the learner's own."""
+    if n_out < 2:
+        raise ValueError(
+            f"{values['algorithm']} tells classes apart, and the target is a number (ridge takes those)"
+        )
+    if values["loss"] not in (None, loss):
+        raise ValueError(
+            f"{values['algorithm']} has a loss of its own and none by the name of {values['loss']}; "
+            f"leave out --loss"
+        )
+    return n_out
+
+
+def _matching(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    ways = _classes(n_out, values)
+    return MatchingNetwork(_embedding(n_in, values), values["distance"], values["scale"], ways)
+
+
+def _pixels(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    return MatchingNetwork(None, values["distance"], values["scale"], _classes(n_out, values))
+
+
+def _prototypical(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    ways = _classes(n_out, values)
+    return PrototypicalNetwork(_embedding(n_in, values), values["distance"], values["scale"], ways)
+
+
+def _siamese(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    ways = _classes(n_out, values)
+    return SiameseNetwork(_embedding(n_in, values), values["pair_loss"], values["margin"], ways)
+
+
+def _relation(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    ways = _classes(n_out, values, "mse")
+    relation = MLP([2 * values["embedding"], *values["relation_hidden"], 1])
+    return RelationNetwork(_embedding(n_in, values), relation, ways)
+
+
+def _ridge(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    features = _embedding(n_in, values)
+    return RidgeHead(features, values["loss"], values["ridge"], values["scale"], ways=n_out)
+
+
 # --- the registry -----------------------------------------------------------------------------------
 
 _INNER_LOOP = (INNER_LR, INNER_STEPS, FIRST_ORDER, INNER_WEIGHT_DECAY)
 
 _FINE_TUNING = (INNER_LR, INNER_LR_PER, INNER_STEPS, INNER_WEIGHT_DECAY)
+#: What has classes.
+_CLASSIFIED = ("omniglot", "table")
 
 _ENTRIES: tuple[Entry, ...] = (
     Entry(
@@ -362,6 +425,97 @@ _ENTRIES: tuple[Entry, ...] = (
         (),
         {"iterations": 1},
         tasks=("sinusoid",),
+    ),
+    Entry(
+        "matching",
+        "attention over embedded support rows",
+        "Vinyals et al. 2016",
+        _matching,
+        (EMBEDDING, DISTANCE, SCALE),
+        tasks=_CLASSIFIED,
+        inner_steps=False,
+    ),
+    Entry(
+        "prototypical",
+        "the nearest class mean of embedded support rows",
+        "Snell, Swersky & Zemel 2017",
+        _prototypical,
+        (EMBEDDING, DISTANCE, SCALE),
+        {"distance": "squared_euclidean"},
+        tasks=_CLASSIFIED,
+        inner_steps=False,
+    ),
+    Entry(
+        "siamese",
+        "the support row most like the query, learned from pairs",
+        "Koch, Zemel & Salakhutdinov 2015",
+        _siamese,
+        (
+            EMBEDDING,
+            Option("algorithm", "pair_loss", str, "weighted_l1", "loss of a pair", choices=PAIR_LOSSES),
+            Option(
+                "algorithm",
+                "margin",
+                float,
+                1.0,
+                "distance that pairs of two classes are pushed to (contrastive)",
+                low=0,
+                exclusive=True,
+            ),
+        ),
+        tasks=_CLASSIFIED,
+        inner_steps=False,
+    ),
+    Entry(
+        "relation",
+        "a second network that scores class and query together",
+        "Sung et al. 2018",
+        _relation,
+        (
+            EMBEDDING,
+            Option(
+                "model",
+                "relation_hidden",
+                int,
+                [64],
+                "widths of the relation module's hidden layers",
+                low=1,
+                length=(0, 10_000),
+            ),
+        ),
+        {"loss": "mse"},
+        tasks=_CLASSIFIED,
+        inner_steps=False,
+    ),
+    Entry(
+        "ridge",
+        "ridge regression on learned features, differentiated through the solve",
+        "Bertinetto et al. 2019",
+        _ridge,
+        (
+            EMBEDDING,
+            Option(
+                "algorithm",
+                "ridge",
+                float,
+                1.0,
+                "weight of the penalty to begin with",
+                low=0,
+                exclusive=True,
+            ),
+            SCALE,
+        ),
+        inner_steps=False,
+    ),
+    Entry(
+        "pixels",
+        "matching on the pixels themselves: a baseline that needs no training",
+        "Vinyals et al. 2016",
+        _pixels,
+        (DISTANCE, SCALE),
+        {"scale": 1.0, "iterations": 1},
+        tasks=("omniglot",),
+        inner_steps=False,
     ),
 )
 

@@ -15,8 +15,18 @@ from npmeta.runs import Run
 __all__ = ["score_json", "score_table"]
 
 
-def score_table(scored: Scores, loss_name: str, where: str, shown: Sequence[int] | None = None) -> str:
-    """Mean and 95% confidence interval after each number of inner steps, for a terminal."""
+def score_table(
+    scored: Scores,
+    loss_name: str,
+    where: str,
+    shown: Sequence[int] | None = None,
+    *,
+    inner_steps: bool = True,
+) -> str:
+    """Mean and 95% confidence interval after each number of inner steps, for a terminal.
+
+    Where there are no inner steps, there is one row, without a number.
+    """
     n_tasks, n_columns = scored.loss.shape
     columns = [(f"query {loss_name}", scored.mean(), scored.interval())]
     if scored.accuracy is not None:
@@ -28,13 +38,11 @@ def score_table(scored: Scores, loss_name: str, where: str, shown: Sequence[int]
     ]
     widths = [max(len(title), *(len(row[i]) for row in cells)) for i, (title, *_) in enumerate(columns)]
     head = "  ".join(f"{title:>{w}}" for (title, *_), w in zip(columns, widths, strict=True))
-    lines = [
-        f"{n_tasks} {where} tasks, mean ± 95% confidence interval",
-        f"inner steps  {head}",
-    ]
-    for s, row in zip(rows, cells, strict=True):
+    titles = ["inner steps  ", *(f"{s:>11}  " for s in rows)] if inner_steps else ["", ""]
+    lines = [f"{n_tasks} {where} tasks, mean ± 95% confidence interval", titles[0] + head]
+    for title, row in zip(titles[1:], cells, strict=True):
         body = "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True))
-        lines.append(f"{s:>11}  {body}")
+        lines.append(title + body)
     return "\n".join(lines)
 
 
@@ -50,7 +58,7 @@ def score_json(scored: Scores, run: Run, split: str, data: str | None = None) ->
         "run": str(run.folder),
         **({"split": split} if data is None else {"data": data}),
         "tasks": len(scored.loss),
-        "loss_name": run.config["loss"],
+        "loss_name": run.config.loss_name,
     }
     for of in ("loss", "accuracy"):
         if of == "loss" or scored.accuracy is not None:

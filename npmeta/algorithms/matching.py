@@ -9,7 +9,14 @@ import numpy as np
 
 from npmeta._validation import Array, lookup
 from npmeta.algorithms.base import MetaParameters
-from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, check_scale
+from npmeta.algorithms.episodic import (
+    ABSENT,
+    Compared,
+    Episodic,
+    check_model,
+    check_scale,
+    initial_scale,
+)
 from npmeta.distances import DISTANCES
 from npmeta.mlp import MLP
 
@@ -33,10 +40,10 @@ class MatchingNetwork(Episodic):
         The embedding; two widths make a linear one. None compares the inputs themselves: with cosine
         distance that is the baseline on raw pixels of the paper's table 1, which needs no training.
     distance : {"cosine", "euclidean", "squared_euclidean"}
-    scale : float
-        s to begin with, positive; a meta-parameter, "scale". The paper has none (s = 1), which lets
-        no probability of five classes exceed 0.65 where cosines lie between −1 and 1. To hold it fixed,
-        leave "scale" out of the parameters.
+    scale : float, optional
+        s to begin with, positive; a meta-parameter, "scale". By default 10 for cosine distance, else 1.
+        The paper has none, s = 1: then cosines, from −1 to 1, let no probability of five classes exceed
+        0.65. To hold s fixed, leave "scale" out of the parameters.
     ways : int, optional
         N, the number of classes; by default as many as the labels show.
 
@@ -59,16 +66,17 @@ class MatchingNetwork(Episodic):
 
     model: MLP | None
     distance: str = "cosine"
-    scale: float = 10.0
+    scale: float | None = None
     ways: int | None = None
 
     def __post_init__(self) -> None:
         check_model(self.model, self.ways)
         lookup(self.distance, DISTANCES, "distance")
-        check_scale(self.scale)
+        if self.scale is not None:
+            check_scale(self.scale)
 
     def extra(self) -> dict[str, Array]:
-        return {"scale": np.array(float(self.scale))}
+        return {"scale": initial_scale(self.scale, self.distance)}
 
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """log Σ_{i of class c} exp(−s d_i): softmax of these are the class probabilities."""

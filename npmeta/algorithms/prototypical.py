@@ -8,7 +8,14 @@ import numpy as np
 
 from npmeta._validation import Array, lookup
 from npmeta.algorithms.base import MetaParameters
-from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, check_scale
+from npmeta.algorithms.episodic import (
+    ABSENT,
+    Compared,
+    Episodic,
+    check_model,
+    check_scale,
+    initial_scale,
+)
 from npmeta.distances import DISTANCES
 from npmeta.mlp import MLP
 
@@ -33,7 +40,7 @@ class PrototypicalNetwork(Episodic):
         With the first the learner is linear in the embeddings (section 2.4 of the paper).
     scale : float, optional
         s to begin with, positive; a meta-parameter, "scale". By default 10 for cosine distance, else 1.
-        The paper has none (s = 1). To hold it fixed, leave "scale" out of the parameters.
+        The paper has none, s = 1. To hold s fixed, leave "scale" out of the parameters.
     ways : int, optional
         N, the number of classes; by default as many as the labels show.
 
@@ -64,8 +71,7 @@ class PrototypicalNetwork(Episodic):
             check_scale(self.scale)
 
     def extra(self) -> dict[str, Array]:
-        default = 10.0 if self.distance == "cosine" else 1.0
-        return {"scale": np.array(default if self.scale is None else float(self.scale))}
+        return {"scale": initial_scale(self.scale, self.distance)}
 
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """−s d(e(x), c_k): softmax of these are the class probabilities."""

@@ -83,9 +83,7 @@ class RelationNetwork(Episodic):
 
     def _meta_parameters(self, params: ArrayLike | MetaParameters) -> dict[str, Array]:
         if "relation" not in named(params):
-            raise ValueError(
-                "meta-parameters of a relation network must have 'relation' beside 'theta'"
-            )
+            raise ValueError("the parameters of a relation network must have a 'relation'")
         return super()._meta_parameters(params)
 
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
@@ -96,7 +94,7 @@ class RelationNetwork(Episodic):
         joined[..., :d] = sums[:, None]
         joined[..., d:] = query[:, :, None]
         scores, to_relation = through(self.relation, params["relation"], joined)
-        outputs = np.where((y.real > 0).any(1)[:, None], scores[..., 0], ABSENT)
+        outputs = np.where((y != 0).any(1)[:, None], scores[..., 0], ABSENT)
 
         def pull_back(outputs_bar: Array) -> tuple[Array, Array, dict[str, Array]]:
             relation_bar, delta = to_relation(outputs_bar[..., None])

@@ -81,8 +81,10 @@ class RidgeHead(Episodic):
     def criterion(self) -> Loss:
         return losses.get(self.loss)
 
-    def check_targets(self, support_y: Array, query_y: Array) -> None:
-        """A class without support rows is regressed on as zeros: nothing to refuse."""
+    def query_loss(self, outputs: Array, support_y: Array, query_y: Array) -> tuple[Array, Array]:
+        """``loss`` of the outputs."""
+        value, gradient, _ = self.criterion(outputs, query_y)
+        return value, gradient
 
     def extra(self) -> dict[str, Array]:
         default = 10.0 if self.criterion.targets == "classes" else 1.0

@@ -122,7 +122,7 @@ class SiameseNetwork(Episodic):
 
 
 def contrastive(d: Array, t: Array, margin: float) -> tuple[Array, Array]:
-    """½ t d² + ½ (1 − t) u², pair by pair, where u = max(0, m − d); and its derivative t d − (1 − t) u."""
+    """½ t d² + ½ (1 − t) u² with u = max(0, m − d), pair by pair; its derivative t d − (1 − t) u."""
     u = np.where(d.real < margin, margin - d, 0)
     return (t * d * d + (1 - t) * u * u) / 2, t * d - (1 - t) * u
 
