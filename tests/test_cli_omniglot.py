@@ -6,6 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from npmeta.cli import main
+from npmeta.registry import ALGORITHMS
+from npmeta.runs import Run
 from tests.test_cli import QUICK, fails, npmeta_run
 from tests.test_tasks_omniglot import REAL, files, write_folder, write_zip
 
@@ -66,6 +69,59 @@ def test_drawings_of_ones_own_are_told_apart(place, tmp_path):
         p = {label: float(row[f"p({label})"]) for label in ("alpha", "beta")}
         assert sum(p.values()) == pytest.approx(1, abs=2e-4)  # four digits each
         assert row["prediction"] == max(p, key=p.get)
+
+
+@pytest.mark.parametrize("name", [n for n, e in ALGORITHMS.items() if "sinusoid" not in e.tasks])
+def test_learners_of_classes_train_resume_evaluate_and_adapt(
+    name, place, tmp_path, capsys, monkeypatch
+):
+    if name != "pixels":  # pictures of one are enough
+        monkeypatch.setattr("npmeta.commands._draw", lambda *_: [])
+
+    def npmeta(*words):
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 0
+        return capsys.readouterr().out
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train = ["train", "omniglot", "--algorithm", name, "--data", place / "background.zip"]
+    train += [*FRACTIONS, *QUICK, "--checkpoint-every", 1]
+    npmeta(*train, "--iterations", 3, "--out", whole)
+    npmeta(*train, "--iterations", 2, "--out", parts)
+    out = npmeta("train", "--resume", parts, "--iterations", 3)
+    assert "accuracy %" in out
+    assert "inner steps" not in out
+    last = [Run(folder).checkpoints()[-1].read_bytes() for folder in (whole, parts)]
+    assert last[0] == last[1]
+    assert npmeta("evaluate", whole, "--tasks", 5).startswith("5 test tasks")
+
+    images = list(files(""))[:4]
+    write_folder(tmp_path, {image: files("")[image] for image in images})
+    rows = "".join(f"{image},{label}\n" for image, label in zip(images[:2], "ab", strict=True))
+    (tmp_path / "support.csv").write_text("image,label\n" + rows)
+    (tmp_path / "query.csv").write_text("image\n" + "\n".join(images) + "\n")
+    adapt = ["adapt", whole, "--support", tmp_path / "support.csv", "--query", tmp_path / "query.csv"]
+    answers = list(csv.DictReader(npmeta(*adapt).splitlines()))
+    assert len(answers) == 4
+    assert {answer["prediction"] for answer in answers} <= {"a", "b"}
+    assert "takes no inner steps; leave out --steps" in fails(capsys, *adapt, "--steps", 1)
+    assert "leave out --steps" in fails(capsys, "evaluate", whole, "--steps", 1)
+    assert not (whole / "scores.png").exists()
+
+
+def test_learners_of_classes_have_a_loss_of_their_own(place, tmp_path, capsys):
+    data = ["--data", place / "background.zip", *FRACTIONS, "--out", tmp_path / "run"]
+    refused = ["train", "omniglot", "--algorithm", "prototypical", *data]
+    assert "has a loss of its own" in fails(capsys, *refused, "--loss", "hinge")
+    refused = ["train", "sinusoid", "--algorithm", "prototypical", "--out", tmp_path / "run"]
+    assert "cannot be trained on sinusoid; it is for omniglot" in fails(capsys, *refused)
+    (tmp_path / "table.csv").write_text(
+        "t,x,y\n" + "".join(f"{i // 12},{i},{i}.5\n" for i in range(96))
+    )
+    refused = ["train", "table", "--algorithm", "siamese", "--data", tmp_path / "table.csv"]
+    refused += ["--task-column", "t", "--target-column", "y", "--out", tmp_path / "run"]
+    assert "tells classes apart, and the target is a number" in fails(capsys, *refused)
+    assert not (tmp_path / "run").exists()
 
 
 def test_mistakes_with_drawings(place, tmp_path, capsys):
