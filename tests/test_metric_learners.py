@@ -4,8 +4,11 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import npmeta as nm
+from npmeta.activations import ACTIVATIONS
 from npmeta.losses import LOSSES
 from npmeta.parallel import Sharded
 from tests.helpers import H, assert_close, central_difference
@@ -87,6 +90,46 @@ def test_every_derivative_is_that_of_a_complex_step(name):
         scale = max(np.abs(by_step).max(initial=0), 0.1)
         assert np.abs(out.grads[key].ravel() - by_step).max(initial=0) <= TIGHT * scale, key
         assert out.grads[key].shape == a.shape
+
+
+MAKERS = {
+    "matching": nm.MatchingNetwork,
+    "matching, Euclidean": lambda model: nm.MatchingNetwork(model, "euclidean"),
+    "prototypical": nm.PrototypicalNetwork,
+    "prototypical, cosine": lambda model: nm.PrototypicalNetwork(model, "cosine"),
+    "siamese": nm.SiameseNetwork,
+    "siamese, contrastive": lambda model: nm.SiameseNetwork(model, "contrastive"),
+    "relation": nm.RelationNetwork,
+    "ridge": nm.RidgeHead,
+}
+
+
+@settings(max_examples=100)
+@given(
+    kind=st.sampled_from(list(MAKERS)),
+    hidden=st.lists(st.integers(1, 5), max_size=3),
+    activation=st.sampled_from(list(ACTIVATIONS)),
+    sizes=st.tuples(*[st.integers(1, 4)] * 6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_network_and_any_episode(kind, hidden, activation, sizes, seed):
+    """The derivative along a direction in all meta-parameters at once; labels as they fall, so that
+    classes may be missing."""
+    rng = np.random.default_rng(seed)
+    T, K, Q, n_in, n_out, n_classes = sizes
+    learner = MAKERS[kind](nm.MLP([n_in, *hidden, n_out], activation))
+    x, y = rng.normal(size=(T, K + Q, n_in)), rng.integers(n_classes, size=(T, K + Q))
+    tasks = nm.TaskBatch(x[:, :K], y[:, :K], x[:, K:], y[:, K:])
+    # Biases that are not zero keep embeddings off zero, where cosines are not defined.
+    params = {key: a + 0.2 * rng.normal(size=a.shape) for key, a in learner.init(rng).items()}
+    v = {key: rng.normal(size=a.shape) for key, a in params.items()}
+    out = learner.meta_gradient(params, tasks)
+    ahead = {key: a + 1j * H * v[key] for key, a in params.items()}
+    by_step = learner.evaluate(ahead, tasks).loss.imag.mean() / H
+    terms = [out.grads[key] * v[key] for key in params]
+    # An embedding in one dimension has cosines of 1 and -1 alone, and a gradient of rounding errors.
+    scale = sum(np.abs(term).sum() for term in terms) + 0.1
+    assert abs(sum(term.sum() for term in terms) - by_step) <= 1e-11 * scale
 
 
 @every_learner
