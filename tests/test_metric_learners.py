@@ -267,7 +267,7 @@ def test_relation_scores_sums_joined_with_queries():
         for c in range(N):
             total = support[t][tasks.support_y[t] == c].sum(0)
             joined = np.concatenate([np.tile(total, (Q, 1)), query[t]], axis=1)
-            g = learner.relation.apply(params["relation"], joined)[:, 0]
+            g = learner.module.apply(params["relation"], joined)[:, 0]
             assert_close(outputs[t, :, c], g, TIGHT)
     r = 1 / (1 + np.exp(-outputs))
     expected = ((r - np.eye(N)[tasks.query_y]) ** 2).mean((1, 2))

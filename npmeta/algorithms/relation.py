@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -35,6 +35,11 @@ class RelationNetwork(Episodic):
     ways : int, optional
         N, the number of classes; by default as many as the labels show.
 
+    Attributes
+    ----------
+    module : MLP
+        g.
+
     Raises
     ------
     ValueError
@@ -50,36 +55,36 @@ class RelationNetwork(Episodic):
     --------
     >>> import numpy as np, npmeta as nm
     >>> network = nm.RelationNetwork(nm.MLP([2, 16, 8]))
-    >>> network.relation
+    >>> network.module
     MLP([16, 64, 1], activation='relu')
     >>> {name: array.shape for name, array in network.init(np.random.default_rng(0)).items()}
     {'theta': (184,), 'relation': (1153,)}
     """
 
     model: MLP
-    relation: MLP = None  # type: ignore[assignment]  # set below where it is not given
+    relation: MLP | None = None
     ways: int | None = None
+    module: MLP = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.model is None:
             raise ValueError("a relation network needs a model, whose outputs it joins")
         check_model(self.model, self.ways)
         d = self.model.widths[-1]
-        if self.relation is None:
-            object.__setattr__(self, "relation", MLP([2 * d, 64, 1]))
-        widths = self.relation.widths
-        if (widths[0], widths[-1]) != (2 * d, 1):
+        module = MLP([2 * d, 64, 1]) if self.relation is None else self.relation
+        if (module.widths[0], module.widths[-1]) != (2 * d, 1):
             raise ValueError(
                 f"relation must have {2 * d} inputs, twice the embedding's outputs, and 1 output; got "
-                f"{self.relation!r}"
+                f"{module!r}"
             )
+        object.__setattr__(self, "module", module)
 
     def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: "theta" and "relation"."""
-        return {"theta": self.model.init(rng, dtype), "relation": self.relation.init(rng, dtype)}
+        return {"theta": self.model.init(rng, dtype), "relation": self.module.init(rng, dtype)}
 
     def extra(self) -> dict[str, Array]:
-        return {"relation": np.zeros(self.relation.n_params)}
+        return {"relation": np.zeros(self.module.n_params)}
 
     def _meta_parameters(self, params: ArrayLike | MetaParameters) -> dict[str, Array]:
         if "relation" not in named(params):
@@ -93,12 +98,12 @@ class RelationNetwork(Episodic):
         joined = np.empty((T, Q, N, 2 * d), dtype=sums.dtype)
         joined[..., :d] = sums[:, None]
         joined[..., d:] = query[:, :, None]
-        scores, to_relation = through(self.relation, params["relation"], joined)
+        scores, to_relation = through(self.module, params["relation"], joined)
         outputs = np.where((y != 0).any(1)[:, None], scores[..., 0], ABSENT)
 
         def pull_back(outputs_bar: Array) -> tuple[Array, Array, dict[str, Array]]:
             relation_bar, delta = to_relation(outputs_bar[..., None])
-            W, _ = self.relation.unpack(params["relation"])[0]
+            W, _ = self.module.unpack(params["relation"])[0]
             joined_bar = delta @ W.T
             sums_bar, query_bar = joined_bar[..., :d].sum(1), joined_bar[..., d:].sum(2)
             return y @ sums_bar, query_bar, {"relation": relation_bar}

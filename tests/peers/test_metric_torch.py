@@ -66,7 +66,7 @@ def siamese(learner, params, e, y, q, labels):
 def relation(learner, params, e, y, q, labels):
     sums = torch.stack([e[y == c].sum(0) for c in range(N)])
     joined = torch.cat([sums[None].expand(Q, -1, -1), q[:, None].expand(-1, N, -1)], dim=-1)
-    r = torch.sigmoid(through(learner.relation, params["relation"], joined))[..., 0]
+    r = torch.sigmoid(through(learner.module, params["relation"], joined))[..., 0]
     return F.mse_loss(r, F.one_hot(labels, N).to(e.dtype))
 
 
