@@ -42,7 +42,9 @@ class SiameseNetwork(Episodic):
         The embedding of both rows; None compares the inputs themselves.
     pair_loss : {"weighted_l1", "contrastive"}
     margin : float
-        m, positive; for the contrastive loss.
+        The distance, positive, that parts pairs of one class from the others: m, or where b begins. It
+        is to be of the size of distances between embeddings before training. A small one begins by
+        drawing them all together, and what was learned from that has generalised badly.
     ways : int, optional
         N, the number of classes; by default as many as the labels show.
 
@@ -53,7 +55,7 @@ class SiameseNetwork(Episodic):
 
     Notes
     -----
-    The weighted L1 loss has meta-parameters "weights" (w, which begins at 1/d) and "bias" (b, at 0).
+    The weighted L1 loss has meta-parameters "weights" (w, which begins at 1) and "bias" (b).
     A pair of two classes whose embeddings coincide has gradient 0 (:mod:`npmeta.distances`).
 
     Examples
@@ -67,7 +69,7 @@ class SiameseNetwork(Episodic):
 
     model: MLP | None
     pair_loss: str = "weighted_l1"
-    margin: float = 1.0
+    margin: float = 10.0
     ways: int | None = None
 
     def __post_init__(self) -> None:
@@ -81,8 +83,7 @@ class SiameseNetwork(Episodic):
     def extra(self) -> dict[str, Array]:
         if self.pair_loss == "contrastive" or self.model is None:
             return {}
-        d = self.model.widths[-1]
-        return {"weights": np.full(d, 1 / d), "bias": np.array(0.0)}
+        return {"weights": np.ones(self.model.widths[-1]), "bias": np.array(float(self.margin))}
 
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """How alike the rows of each pair are, ``(T, Q, K)``: −d, or the logit of P(t = 1)."""
