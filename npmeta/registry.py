@@ -477,7 +477,7 @@ _ENTRIES: tuple[Entry, ...] = (
                 "model",
                 "relation_hidden",
                 int,
-                [64],
+                [128, 64],
                 "widths of the relation module's hidden layers",
                 low=1,
                 length=(0, 10_000),

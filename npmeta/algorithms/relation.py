@@ -31,7 +31,7 @@ class RelationNetwork(Episodic):
     model : MLP
         The embedding, with d outputs.
     relation : MLP, optional
-        g, with 2d inputs and one output; by default with one hidden layer of 64 units (relu).
+        g, with 2d inputs and one output; by default with hidden layers of 128 and 64 units (relu).
     ways : int, optional
         N, the number of classes; by default as many as the labels show.
 
@@ -56,9 +56,9 @@ class RelationNetwork(Episodic):
     >>> import numpy as np, npmeta as nm
     >>> network = nm.RelationNetwork(nm.MLP([2, 16, 8]))
     >>> network.module
-    MLP([16, 64, 1], activation='relu')
+    MLP([16, 128, 64, 1], activation='relu')
     >>> {name: array.shape for name, array in network.init(np.random.default_rng(0)).items()}
-    {'theta': (184,), 'relation': (1153,)}
+    {'theta': (184,), 'relation': (10497,)}
     """
 
     model: MLP
@@ -71,7 +71,7 @@ class RelationNetwork(Episodic):
             raise ValueError("a relation network needs a model, whose outputs it joins")
         check_model(self.model, self.ways)
         d = self.model.widths[-1]
-        module = MLP([2 * d, 64, 1]) if self.relation is None else self.relation
+        module = MLP([2 * d, 128, 64, 1]) if self.relation is None else self.relation
         if (module.widths[0], module.widths[-1]) != (2 * d, 1):
             raise ValueError(
                 f"relation must have {2 * d} inputs, twice the embedding's outputs, and 1 output; got "
