@@ -91,12 +91,21 @@ class StepSizes:
         starts = np.cumsum([0, *self._objective.block_sizes[:-1]])
         total = np.zeros(self._values.shape, dtype=self._values.dtype)
         for s, derivative in enumerate(per_parameter):
+            if len(derivative) == self._objective.n_params:
+                derivative = derivative * self._moves()
             if n_columns == 1:
                 derivative = derivative.sum(keepdims=True)
             elif n_columns != len(derivative):
                 derivative = np.add.reduceat(derivative, starts)
             total[min(s, n_rows - 1)] += derivative
         return total.reshape(self._given_shape)
+
+    def _moves(self) -> Array:
+        """1 for a parameter that its step size moves, 0 for one that inner steps leave alone."""
+        objective = self._objective
+        ones = objective.hold(np.ones(objective.n_params, dtype=self._values.dtype))
+        by_one = self._scales(np.ones(1, dtype=self._values.dtype))
+        return flatten([block.scaled(one) for block, one in zip(ones, by_one, strict=True)])
 
     def _row(self, s: int) -> Array:
         row: Array = self._values[min(s, len(self._values) - 1)]

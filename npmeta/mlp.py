@@ -4,6 +4,9 @@ Notation: for one batch of each of T tasks, ``a_0 = x (T, rows, n_0)``, and for 
 
 .. math:: z_l = a_{l-1} W_l + b_l, \qquad a_l = f_l(z_l) \; (l < L), \qquad o = z_L.
 
+A normalisation may stand between z and the activation (:mod:`npmeta.normalisation`): then
+:math:`a_l = f_l(u_l)` with :math:`u_l` made of :math:`z_l`, and without one :math:`u_l = z_l`.
+
 A bar is the derivative of the loss, :math:`\bar a_l = \partial\ell/\partial a_l`, and
 :math:`\delta_l = \partial\ell/\partial z_l`; a dot is the derivative along a direction in parameter
 space. The differential of both passes along a direction is the R-operator of Pearlmutter (1994,
@@ -11,66 +14,90 @@ space. The differential of both passes along a direction is the R-operator of Pe
 
 Layers are anything that acts on thin matrices (:mod:`npmeta.weights`), so each pass is written once.
 In the code lists count from 0: layer l maps ``a[l]`` to ``z[l]``. Lists of the hidden layers only
-(``slope``, ``curvature``, ``a_dot``, ``a_bar``) count from 0 too: ``slope[l - 1]`` is f' at
-``z[l - 1]``, which gave ``a[l]``.
+(``pre``, ``slope``, ``curvature``, ``a_dot``, ``a_bar``, ``u_bar``) count from 0 too: ``slope[l - 1]``
+is f' at the u that ``z[l - 1]`` gave, and that gave ``a[l]``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations as _activations
-from npmeta._validation import Array, DType, as_dtype, as_parameters
+from npmeta._validation import Array, DType, as_dtype, as_parameters, lookup
 from npmeta.activations import Activation
 from npmeta.factored import FactoredBase, InputBase
-from npmeta.weights import Dense, Layer, OuterSum, Shared, Term, flatten
+from npmeta.normalisation import NORMS, Normalised, PreActivation, Scheduled, pre_activation
+from npmeta.weights import Dense, Layer, OuterSum, Shared, Term, Vector, flatten
 
-__all__ = ["MLP", "Backward", "Forward", "backward", "backward_dot", "forward", "forward_dot"]
+__all__ = [
+    "MLP",
+    "Backward",
+    "Forward",
+    "ForwardDot",
+    "backward",
+    "backward_dot",
+    "forward",
+    "forward_dot",
+]
 
 
 class Forward(NamedTuple):
-    """Inputs a of every layer and pre-activations z of every layer; ``z[-1]`` are the outputs o."""
+    """Inputs a of every layer, z of every layer, and what the hidden layers hand to their activations;
+    ``z[-1]`` are the outputs o."""
 
     a: list[Array]
     z: list[Array]
+    pre: list[PreActivation]
+
+
+class ForwardDot(NamedTuple):
+    """The differential of a :class:`Forward`; ``a`` of the hidden layers only."""
+
+    a: list[Array]
+    z: list[Array]
+    pre: list[Any]
 
 
 class Backward(NamedTuple):
-    """The gradient of every layer, and the δ and ā it was made from (ā for hidden layers only)."""
+    """The gradient of every layer, and the δ it was made from, with ā and ū of the hidden layers."""
 
-    gradient: list[OuterSum]
+    gradient: list[Any]
     delta: list[Array]
     a_bar: list[Array]
+    u_bar: list[Array]
 
 
 def forward(layers: Sequence[Layer], fs: Sequence[Activation], x: Array) -> Forward:
     """The network's outputs for ``x (T, rows, n_0)``; ``fs`` are the hidden activations."""
-    a = [x]
+    a, pre = [x], []
     z = [layers[0].act(x)]
-    for layer, f in zip(layers[1:], fs, strict=True):
-        a.append(f.f(z[-1]))
+    for below, layer, f in zip(layers[:-1], layers[1:], fs, strict=True):
+        pre.append(pre_activation(below, z[-1]))
+        a.append(f.f(pre[-1].u))
         z.append(layer.act(a[-1]))
-    return Forward(a, z)
+    return Forward(a, z, pre)
 
 
 def forward_dot(
     layers: Sequence[Layer], tangents: Sequence[Layer], at: Forward, slope: Sequence[Array]
-) -> tuple[list[Array], list[Array]]:
-    """The differential of :func:`forward` along ``tangents``: ȧ of the hidden layers, ż of all.
+) -> ForwardDot:
+    """The differential of :func:`forward` along ``tangents``.
 
     The inputs do not move: ȧ_0 = 0.
     """
     a_dot: list[Array] = []
+    pre_dot: list[Any] = []
     z_dot = [tangents[0].act(at.a[0])]
-    for layer, tangent, a, f_prime in zip(layers[1:], tangents[1:], at.a[1:], slope, strict=True):
-        a_dot.append(f_prime * z_dot[-1])
-        z_dot.append(layer.act_linear(a_dot[-1]) + tangent.act(a))
-    return a_dot, z_dot
+    for l in range(1, len(layers)):
+        pre_dot.append(at.pre[l - 1].forward_dot(tangents[l - 1], z_dot[-1]))
+        a_dot.append(slope[l - 1] * pre_dot[-1].u)
+        z_dot.append(layers[l].act_linear(a_dot[-1]) + tangents[l].act(at.a[l]))
+    return ForwardDot(a_dot, z_dot, pre_dot)
 
 
 def backward(
@@ -80,43 +107,54 @@ def backward(
     delta = delta_out
     deltas = [delta]
     a_bars: list[Array] = []
+    u_bars: list[Array] = []
     for l in range(len(layers) - 1, 0, -1):
         a_bar = layers[l].act_transposed(delta)
-        delta = a_bar * slope[l - 1]
+        u_bar = a_bar * slope[l - 1]
+        delta = at.pre[l - 1].backward(u_bar)
         deltas.insert(0, delta)
         a_bars.insert(0, a_bar)
+        u_bars.insert(0, u_bar)
     gradient = [OuterSum((Term(a, d, on_bias=True),)) for a, d in zip(at.a, deltas, strict=True)]
-    return Backward(gradient, deltas, a_bars)
+    # With scale and shift, where a hidden layer has them.
+    hidden = zip(at.pre, gradient[:-1], u_bars, strict=True)
+    blocks = [pre.gradient(layer, u_bar) for pre, layer, u_bar in hidden]
+    return Backward([*blocks, gradient[-1]], deltas, a_bars, u_bars)
 
 
 def backward_dot(
     layers: Sequence[Layer],
     tangents: Sequence[Layer],
     at: Forward,
-    a_dot: Sequence[Array],
-    z_dot: Sequence[Array],
+    dot: ForwardDot,
     back: Backward,
     slope: Sequence[Array],
     curvature: Sequence[Array | None],
     delta_out_dot: Array,
-) -> list[OuterSum]:
+) -> list[Any]:
     """The differential of :func:`backward`: the product of the Hessian with ``tangents``.
 
-    ``curvature[l]`` is f''(z[l]), or None where it is zero.
+    ``curvature[l]`` is f''(u[l]), or None where it is zero.
     """
     delta_dot = delta_out_dot
     product: list[OuterSum] = []
+    u_bar_dots: list[Array] = []
     for l in range(len(layers) - 1, 0, -1):
-        moved_input = Term(a_dot[l - 1], back.delta[l], on_bias=False)
+        moved_input = Term(dot.a[l - 1], back.delta[l], on_bias=False)
         moved_delta = Term(at.a[l], delta_dot, on_bias=True)
         product.insert(0, OuterSum((moved_input, moved_delta)))
         a_bar_dot = layers[l].act_transposed(delta_dot) + tangents[l].act_transposed(back.delta[l])
-        delta_dot = a_bar_dot * slope[l - 1]
+        u_bar_dot = a_bar_dot * slope[l - 1]
         f_second = curvature[l - 1]
         if f_second is not None:
-            delta_dot = delta_dot + back.a_bar[l - 1] * f_second * z_dot[l - 1]
+            u_bar_dot = u_bar_dot + back.a_bar[l - 1] * f_second * dot.pre[l - 1].u
+        pre, moved = at.pre[l - 1], dot.pre[l - 1]
+        delta_dot = pre.backward_dot(moved, back.u_bar[l - 1], back.delta[l - 1], u_bar_dot)
+        u_bar_dots.insert(0, u_bar_dot)
     product.insert(0, OuterSum((Term(at.a[0], delta_dot, on_bias=True),)))
-    return product
+    hidden = zip(at.pre, product[:-1], dot.pre, back.u_bar, u_bar_dots, strict=True)
+    blocks = [pre.gradient_dot(layer, *rest) for pre, layer, *rest in hidden]
+    return [*blocks, product[-1]]
 
 
 class MLP:
@@ -128,6 +166,16 @@ class MLP:
         ``[n_0, ..., n_L]``: inputs, hidden layers, outputs. Two widths make a linear model.
     activation : str, Activation, or sequence of them
         That of all hidden layers, or one for each of the L−1 hidden layers.
+    norm : {"batch", "layer"}, optional
+        Normalise what hidden layers hand to their activations (:mod:`npmeta.normalisation`). With
+        "batch" the rows of a task depend on each other, and predictions are transductive.
+    adapt_norm : bool
+        Whether inner steps move scale and shift as they move weights, by the step size of the layer.
+        If not, they are learned by the outer loop alone.
+    norm_sets : int
+        How many scales and shifts there are where inner steps do not move them: the first for the
+        pass before the first inner step, the next for the pass after it, and so on; beyond the last,
+        that one stays. With S sets for S inner steps they are those of MAML++ (Antoniou et al. 2019).
 
     Attributes
     ----------
@@ -135,15 +183,20 @@ class MLP:
     activations : tuple of Activation
         One for each hidden layer.
     n_params : int
-        P, the length of theta. The order is W_1 (row by row), b_1, W_2, b_2, ...
+        P, the length of theta. The order is W_1 (row by row), b_1, W_2, b_2, ...; with normalisation
+        W_1, b_1, scale_1, shift_1, W_2, ... but for the last layer, which has none.
     layer_sizes : tuple of int
-        Parameters in each layer; they add up to P.
+        Parameters in each layer, all its arrays together; they add up to P.
+    shapes : tuple of dict
+        For each layer the shapes of its arrays, in their order, by the names "weight", "bias",
+        "scale", "shift".
 
     Raises
     ------
     ValueError
         If there are fewer than two widths, a width is not a positive integer, the number of
-        activations is not that of the hidden layers, or a name is unknown.
+        activations is not that of the hidden layers, a name is unknown, or there are several sets of
+        scales and shifts and inner steps are to move them.
 
     Examples
     --------
@@ -158,6 +211,10 @@ class MLP:
         self,
         widths: Sequence[int],
         activation: str | Activation | Sequence[str | Activation] = "relu",
+        *,
+        norm: str | None = None,
+        adapt_norm: bool = True,
+        norm_sets: int = 1,
     ) -> None:
         try:
             self.widths = tuple(int(n) for n in widths)
@@ -178,24 +235,63 @@ class MLP:
                 f"got {len(names)}"
             )
         self.activations = tuple(_activations.get(name) for name in names)
-        self._shapes = list(zip(self.widths[:-1], self.widths[1:], strict=True))
-        self.layer_sizes = tuple(n_in * n_out + n_out for n_in, n_out in self._shapes)
+        if norm is not None:
+            lookup(norm, NORMS, "normalisation")
+        if isinstance(norm_sets, bool) or not isinstance(norm_sets, int) or norm_sets < 1:
+            raise ValueError(f"norm_sets must be a whole number of at least 1, got {norm_sets!r}")
+        if norm_sets > 1 and (norm is None or adapt_norm):
+            raise ValueError("norm_sets is for a norm with adapt_norm=False")
+        self.norm, self.adapt_norm, self.norm_sets = norm, bool(adapt_norm), norm_sets
+        self.shapes = tuple(self._shapes(l) for l in range(len(self.widths) - 1))
+        self.layer_sizes = tuple(sum(map(math.prod, own.values())) for own in self.shapes)
         self.n_params = sum(self.layer_sizes)
+
+    def _shapes(self, l: int) -> dict[str, tuple[int, ...]]:
+        n_in, n_out = self.widths[l : l + 2]
+        shapes: dict[str, tuple[int, ...]] = {"weight": (n_in, n_out), "bias": (n_out,)}
+        if self.norm is not None and l < len(self.widths) - 2:
+            sets = (n_out,) if self.norm_sets == 1 else (self.norm_sets, n_out)
+            shapes |= {"scale": sets, "shift": sets}
+        return shapes
+
+    @property
+    def places(self) -> dict[str, slice]:
+        """Where theta has each array: ``0.weight``, ``0.bias``, ``1.weight``, ..., and between them
+        ``0.scale`` and ``0.shift`` where layer 0 is normalised."""
+        places, start = {}, 0
+        for l, shapes in enumerate(self.shapes):
+            for name, shape in shapes.items():
+                places[f"{l}.{name}"] = slice(start, start + math.prod(shape))
+                start += math.prod(shape)
+        return places
+
+    def with_activation(self, activation: str | Activation | Sequence[str | Activation]) -> MLP:
+        """The network with other activations; parameters of one are parameters of the other."""
+        return MLP(
+            self.widths,
+            activation,
+            norm=self.norm,
+            adapt_norm=self.adapt_norm,
+            norm_sets=self.norm_sets,
+        )
 
     @property
     def n_layers(self) -> int:
         """L, the number of weight matrices."""
-        return len(self._shapes)
+        return len(self.shapes)
 
     def __repr__(self) -> str:
         names = [f.name for f in self.activations]
         shown = names[0] if len(set(names)) == 1 else names
-        return f"MLP({list(self.widths)}, activation={shown!r})"
+        norm = "" if self.norm is None else f", norm={self.norm!r}"
+        if self.norm is not None and not self.adapt_norm:
+            norm += ", adapt_norm=False" + (f", norm_sets={self.norm_sets}") * (self.norm_sets > 1)
+        return f"MLP({list(self.widths)}, activation={shown!r}{norm})"
 
     # --- parameters ---------------------------------------------------------------------------
 
     def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> Array:
-        """Random initial parameters ``(P,)``: normal weights, zero biases.
+        """Random initial parameters ``(P,)``: normal weights, zero biases; scales 1 and shifts 0.
 
         W_l has variance g / n_{l-1} with g the gain of the activation it feeds (2 for relu and its
         relatives, He et al. 2015; 1 for tanh, sigmoid, sin and for the output layer). Draws are made
@@ -214,14 +310,15 @@ class MLP:
         if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise ValueError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
         gains = [f.variance_gain for f in self.activations] + [1.0]
-        layers = [
-            (rng.normal(scale=math.sqrt(gain / shape[0]), size=shape), np.zeros(shape[1]))
-            for gain, shape in zip(gains, self._shapes, strict=True)
-        ]
+        begin = {"bias": np.zeros, "scale": np.ones, "shift": np.zeros}
+        layers = []
+        for gain, shapes in zip(gains, self.shapes, strict=True):
+            W = rng.normal(scale=math.sqrt(gain / shapes["weight"][0]), size=shapes["weight"])
+            layers.append([W, *(begin[name](own) for name, own in shapes.items() if name in begin)])
         return self.pack(layers).astype(dtype)
 
-    def unpack(self, theta: Array) -> list[tuple[Array, Array]]:
-        """Each layer's ``(W, b)`` as views of theta.
+    def unpack(self, theta: Array) -> list[tuple[Array, ...]]:
+        """Each layer's ``(W, b)`` as views of theta; of a normalised layer ``(W, b, scale, shift)``.
 
         Parameters
         ----------
@@ -229,21 +326,24 @@ class MLP:
 
         Returns
         -------
-        list of (W, b)
-            W ``(n_in, n_out)``, b ``(n_out,)``, with a leading task axis if theta has one.
+        list of tuples
+            W ``(n_in, n_out)``; b, scale and shift ``(n_out,)``, or ``(norm_sets, n_out)`` where there
+            are several sets; with a leading task axis if theta has one.
         """
         theta = as_parameters(theta, self.n_params)
         layers, start = [], 0
-        for n_in, n_out in self._shapes:
-            W = theta[..., start : start + n_in * n_out]
-            start += n_in * n_out
-            b = theta[..., start : start + n_out]
-            start += n_out
-            layers.append((W.reshape(*theta.shape[:-1], n_in, n_out), b))
+        for shapes in self.shapes:
+            arrays = []
+            for shape in shapes.values():
+                size = math.prod(shape)
+                flat = theta[..., start : start + size]
+                arrays.append(flat.reshape(*theta.shape[:-1], *shape))
+                start += size
+            layers.append(tuple(arrays))
         return layers
 
-    def pack(self, layers: Sequence[tuple[ArrayLike, ArrayLike]]) -> Array:
-        """The inverse of :meth:`unpack`: theta ``(P,)`` or ``(T, P)`` from each layer's (W, b).
+    def pack(self, layers: Sequence[Sequence[ArrayLike]]) -> Array:
+        """The inverse of :meth:`unpack`: theta ``(P,)`` or ``(T, P)`` from each layer's arrays.
 
         Raises
         ------
@@ -252,15 +352,21 @@ class MLP:
         """
         if len(layers) != self.n_layers:
             raise ValueError(f"expected {self.n_layers} layers, got {len(layers)}")
+        letters = {"weight": "W", "bias": "b", "scale": "scale", "shift": "shift"}
         flat = []
-        for l, ((n_in, n_out), (W, b)) in enumerate(zip(self._shapes, layers, strict=True)):
-            W, b = np.asarray(W), np.asarray(b)
-            if W.shape[-2:] != (n_in, n_out) or b.shape != (*W.shape[:-2], n_out) or W.ndim > 3:
+        for l, (shapes, given) in enumerate(zip(self.shapes, layers, strict=True)):
+            arrays = [np.asarray(array) for array in given]
+            lead = arrays[0].shape[:-2]
+            if [array.shape for array in arrays] != [(*lead, *own) for own in shapes.values()] or (
+                len(lead) > 1
+            ):
+                expected = " and ".join(f"{letters[name]} {own}" for name, own in shapes.items())
+                every, none = ("both", "neither") if len(shapes) == 2 else ("all", "none")
                 raise ValueError(
-                    f"layer {l} must have W ({n_in}, {n_out}) and b ({n_out},), both or neither "
-                    f"with a task axis in front; got {W.shape} and {b.shape}"
+                    f"layer {l} must have {expected}, {every} or {none} with a task axis in front; got "
+                    f"{' and '.join(str(array.shape) for array in arrays)}"
                 )
-            flat += [W.reshape(*W.shape[:-2], n_in * n_out), b]
+            flat += [array.reshape(*lead, -1) for array in arrays]
         if len({part.shape[:-1] for part in flat}) != 1:
             raise ValueError("either all layers have a task axis, of one length, or none has")
         return np.concatenate(flat, axis=-1)
@@ -271,15 +377,37 @@ class MLP:
         ``forms`` says for each shared layer what it becomes in the inner loop, "dense" (the default)
         or "factored".
         """
+        arrays = self.unpack(theta)
         if np.ndim(theta) == 2:
-            return [Dense(W, b) for W, b in self.unpack(theta)]
+            return self.normalised([Dense(W, b) for W, b, *_ in arrays], arrays)
         kinds: list[type[Shared]] = [Shared] * self.n_layers
         if forms is not None:
             factored = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
             kinds = [
                 k if form == "factored" else Shared for k, form in zip(factored, forms, strict=True)
             ]
-        return [kind(W, b) for kind, (W, b) in zip(kinds, self.unpack(theta), strict=True)]
+        layers = [kind(W, b) for kind, (W, b, *_) in zip(kinds, arrays, strict=True)]
+        return self.normalised(layers, arrays)
+
+    def normalised(self, layers: Sequence[Layer], arrays: Sequence[Sequence[Array]]) -> list[Layer]:
+        """Layers, and behind the hidden ones the normalisation, if there is one. ``arrays`` are the
+        parameters of all of them as :meth:`unpack` returns them."""
+        if self.norm is None:
+            return [*layers]
+        pairs = zip(layers[:-1], arrays[:-1], strict=True)
+        return [
+            *(
+                Normalised(layer, self._held(scale), self._held(shift), self.norm)
+                for layer, (_, _, scale, shift) in pairs
+            ),
+            layers[-1],
+        ]
+
+    def _held(self, values: Array) -> Vector | Scheduled:
+        """γ, or β, as inner steps are to treat it."""
+        if self.adapt_norm:
+            return Vector(values)
+        return Scheduled(values[..., None, :] if self.norm_sets == 1 else values)
 
     # --- the network as a function --------------------------------------------------------------
 
@@ -323,7 +451,7 @@ class MLP:
         v = self._like(v, theta.shape, theta.dtype, "v")
         layers = self.layers(theta)
         at = forward(layers, self.activations, x)
-        o_dot = forward_dot(layers, self.layers(v), at, self.slopes(at))[1][-1]
+        o_dot = forward_dot(layers, self.layers(v), at, self.slopes(at)).z[-1]
         return o_dot[0] if rows_only else o_dot
 
     def vjp(self, theta: ArrayLike, x: ArrayLike, cotangent: ArrayLike) -> Array:
@@ -350,15 +478,14 @@ class MLP:
         return pulled[0] if rows_only else pulled
 
     def slopes(self, at: Forward) -> list[Array]:
-        """f'(z) of every hidden layer."""
-        return [f.df(z, a) for f, z, a in zip(self.activations, at.z[:-1], at.a[1:], strict=True)]
+        """f'(u) of every hidden layer."""
+        hidden = zip(self.activations, at.pre, at.a[1:], strict=True)
+        return [f.df(pre.u, a) for f, pre, a in hidden]
 
     def curvatures(self, at: Forward) -> list[Array | None]:
-        """f''(z) of every hidden layer; None where it is zero."""
-        return [
-            f.d2f(z, a) if f.d2f else None
-            for f, z, a in zip(self.activations, at.z[:-1], at.a[1:], strict=True)
-        ]
+        """f''(u) of every hidden layer; None where it is zero."""
+        hidden = zip(self.activations, at.pre, at.a[1:], strict=True)
+        return [f.d2f(pre.u, a) if f.d2f else None for f, pre, a in hidden]
 
     # --- the boundary ---------------------------------------------------------------------------
 

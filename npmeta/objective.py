@@ -221,10 +221,11 @@ class Risk:
         return self.model.layers(theta, forms)
 
     def scales(self, factors: Array) -> Sequence[Scale]:
-        """Numbers as pairs, one for W and one for b; factors per parameter as arrays."""
+        """Numbers once for each array of a layer; factors per parameter as arrays."""
         if factors.size == self.n_params:
             return self.model.unpack(factors)
-        return [(factor, factor) for factor in factors.tolist()]
+        arrays = self.model.shapes
+        return [(factor,) * len(own) for factor, own in zip(factors.tolist(), arrays, strict=True)]
 
     def at(self, point: Sequence[Any], batch: Batch) -> RiskLinearization:
         """The linearization at layers, without checks."""
@@ -250,17 +251,16 @@ class RiskLinearization(Linearization):
         super().__init__(risk, value, self._back.gradient)
 
     def product(self, direction: Sequence[Any]) -> Sequence[Gradient]:
-        a_dot, z_dot = forward_dot(self._layers, direction, self._at, self._slope)
+        dot = forward_dot(self._layers, direction, self._at, self._slope)
         return backward_dot(
             self._layers,
             direction,
             self._at,
-            a_dot,
-            z_dot,
+            dot,
             self._back,
             self._slope,
             self._model.curvatures(self._at),
-            self._loss_product(z_dot[-1]),
+            self._loss_product(dot.z[-1]),
         )
 
     def gauss_newton(self, v: ArrayLike) -> Array:
@@ -269,6 +269,6 @@ class RiskLinearization(Linearization):
         It is the Hessian without the curvature of the network, and positive semidefinite for every
         loss here. Shapes as in :meth:`hvp`.
         """
-        _, z_dot = forward_dot(self._layers, self._direction(v), self._at, self._slope)
-        back = backward(self._layers, self._at, self._slope, self._loss_product(z_dot[-1]))
+        dot = forward_dot(self._layers, self._direction(v), self._at, self._slope)
+        back = backward(self._layers, self._at, self._slope, self._loss_product(dot.z[-1]))
         return flatten([part.dense() for part in back.gradient])

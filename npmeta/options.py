@@ -14,6 +14,7 @@ from typing import Any
 from npmeta import activations, losses
 from npmeta._validation import lookup, unknown_name
 from npmeta.distances import DISTANCES
+from npmeta.normalisation import NORMS
 from npmeta.optimizers import OPTIMIZERS, SCHEDULES
 
 __all__ = [
@@ -242,6 +243,23 @@ COMMON: tuple[Option, ...] = (
         choices=tuple(activations.ACTIVATIONS),
         length=_MANY,
     ),
+    Option(
+        "model",
+        "norm",
+        str,
+        "none",
+        "normalisation of hidden layers; batch: over a task's rows, so predictions are transductive",
+        choices=("none", *NORMS),
+    ),
+    Option("model", "adapt_norm", bool, True, "move scale and shift of the norm in the inner loop"),
+    Option(
+        "model",
+        "norm_sets",
+        int,
+        1,
+        "scales and shifts, one for each inner step in turn (with --no-adapt-norm)",
+        low=1,
+    ),
     # --- algorithm ---
     Option(
         "algorithm",
@@ -377,14 +395,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "outer_lr": 1e-3,
             "iterations": 70_000,
         },
-        # Finn et al. 2017, appendix A.1, "MAML, no conv", without its batch normalisation. Its step
-        # size of 0.4 is for a loss divided by shots; ours is divided by ways × shots.
+        # Finn et al. 2017, appendix A.1, "MAML, no conv". Its step size of 0.4 is for a loss divided by
+        # shots; ours is divided by ways × shots.
         "omniglot": {
             "ways": 5,
             "shots": 1,
             "queries": 1,
             "hidden": [256, 128, 64, 64],
             "activation": "relu",
+            "norm": "batch",
             "inner_lr": 2.0,
             "inner_steps": 1,
             "meta_batch": 32,

@@ -98,7 +98,13 @@ def one_or_list(values: list[Any]) -> Any:
 
 def network(n_in: int, n_out: int, values: Mapping[str, Any]) -> MLP:
     """The network of a configuration."""
-    return MLP([n_in, *values["hidden"], n_out], one_or_list(values["activation"]))
+    return MLP(
+        [n_in, *values["hidden"], n_out],
+        one_or_list(values["activation"]),
+        norm=None if values["norm"] == "none" else values["norm"],
+        adapt_norm=values["adapt_norm"],
+        norm_sets=values["norm_sets"],
+    )
 
 
 def inner_lr(values: Mapping[str, Any]) -> Any:

@@ -56,5 +56,4 @@ def _shape(problem: Problem, name: str) -> tuple[int, ...]:
     if problem.model is None:
         return (problem.P,)
     layer, kind = name.split(".")
-    n_in, n_out = problem.model.widths[int(layer) : int(layer) + 2]
-    return (n_in, n_out) if kind == "weight" else (n_out,)
+    return problem.model.shapes[int(layer)][kind]

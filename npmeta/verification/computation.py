@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from npmeta._validation import Array, DType
-from npmeta.mlp import MLP
 from npmeta.objective import Batch, Linearization, Objective, Risk
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Backward, Forward, Recipe
@@ -148,7 +147,7 @@ def _objective(objective: Objective, choices: Forward) -> Objective:
     model, loss = objective.model, objective.loss
     if choices.activation is not None:
         by_tanh = choices.activation == GELU_BY_TANH.name
-        model = MLP(model.widths, GELU_BY_TANH if by_tanh else choices.activation)
+        model = model.with_activation(GELU_BY_TANH if by_tanh else choices.activation)
     return Risk(model, SOFTMAX_TWICE if choices.loss == "softmax twice" else loss)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
 from npmeta.objective import Batch, Objective, Risk
 from npmeta.tasks import TaskBatch
-from npmeta.weights import Dense
+from npmeta.weights import Dense, Layer
 
 __all__ = ["Given", "layers", "tiny_step", "value_and_gradient"]
 
@@ -43,6 +42,11 @@ class Given:
         The step sizes in a row; ``alpha_shape`` is what they came in.
     owner : ndarray, (S, P)
         Which of them each step and parameter takes.
+    moves : ndarray, (P,)
+        1 where inner steps move a parameter, 0 where they do not.
+    before : ndarray, (P,)
+        Which parameter's value before a step a parameter has after it, but for that: its own, or
+        that of the next set of scales and shifts.
     support, query : Batch
     decay : float
     first_order : bool
@@ -53,6 +57,8 @@ class Given:
     alpha: Array
     alpha_shape: tuple[int, ...]
     owner: Array
+    moves: Array
+    before: Array
     support: Batch
     query: Batch
     decay: float
@@ -80,6 +86,7 @@ class Given:
             alpha.reshape(-1).astype(theta.dtype),
             alpha.shape,
             np.broadcast_to(owner[:S] if rows > 1 else owner, (S, objective.n_params)),
+            *_scheduled(objective),
             objective.prepare(tasks.support_x, tasks.support_y, theta.dtype, "support_"),
             objective.prepare(tasks.query_x, tasks.query_y, theta.dtype, "query_"),
             maml.inner_weight_decay,
@@ -141,8 +148,17 @@ class Given:
         for owner in self.owner:
             yield phi, self.support
             _, gradient = value_and_gradient(self.objective, phi, self.support)
-            phi = phi - alpha[..., owner] * (gradient + self.decay * phi)
+            descent = gradient + self.decay * phi
+            phi = phi[..., self.before] - alpha[..., owner] * self.moves * descent
         yield phi, self.query
+
+    def carried_back(self, cotangent: Array) -> Array:
+        """The adjoint of ``phi[..., before]``."""
+        others = np.flatnonzero(self.before != np.arange(self.before.size))
+        carried = cotangent.copy()
+        carried[:, others] = 0
+        np.add.at(carried.T, self.before[others], cotangent.T[others])
+        return carried
 
     def meta_losses(self, theta: Array, alpha: Array) -> Array:
         """The meta-loss at D points ``theta (D, P)``, ``alpha (D, n)``, all as one stack of tasks."""
@@ -166,14 +182,30 @@ class Given:
             yield start, rows[start : start + at_once]
 
 
-def layers(risk: Risk, phi: Array) -> list[Dense]:
+def layers(risk: Risk, phi: Array) -> list[Layer]:
     """The layers of ``phi (T, P)`` in any dtype; MLP.layers takes no extended precision."""
     model = risk.model
-    blocks = np.split(phi, np.cumsum(model.layer_sizes)[:-1], axis=-1)
-    return [
-        Dense(block[:, : n_in * n_out].reshape(-1, n_in, n_out), block[:, n_in * n_out :])
-        for block, (n_in, n_out) in zip(blocks, pairwise(model.widths), strict=True)
+    arrays = [
+        [
+            phi[:, model.places[f"{l}.{name}"]].reshape(len(phi), *shape)
+            for name, shape in shapes.items()
+        ]
+        for l, shapes in enumerate(model.shapes)
     ]
+    return model.normalised([Dense(W, b) for W, b, *_ in arrays], arrays)
+
+
+def _scheduled(objective: Objective) -> tuple[Array, Array]:
+    """``moves`` and ``before``: inner steps leave scales and shifts alone where the network says so,
+    and go on to the next set of them, if there are several."""
+    moves, before = np.ones(objective.n_params), np.arange(objective.n_params)
+    if isinstance(objective, Risk) and not objective.model.adapt_norm:
+        for name, place in objective.model.places.items():
+            if name.endswith(("scale", "shift")):
+                moves[place] = 0
+                sets = before[place].reshape(objective.model.norm_sets, -1)  # a view
+                sets[:-1] = sets[1:]
+    return moves, before
 
 
 def value_and_gradient(objective: Objective, phi: Array, batch: Batch) -> tuple[Array, Array]:

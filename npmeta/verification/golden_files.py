@@ -4,7 +4,8 @@ A case is a folder with ``case.json``, which says what is to be computed, and ``
 has the numbers:
 
 ==================================  ============================================================
-``theta.0.weight``                  W_1 ``(n_in, n_out)``; ``theta.0.bias``, ``theta.1.weight``, ...
+``theta.0.weight``                  W_1 ``(n_in, n_out)``; ``theta.0.bias``, ``theta.1.weight``, ...; of
+                                    a normalised layer also ``theta.0.scale``, ``theta.0.shift``
 ``task.000.support.x``, ``.y``      of the first task; ``task.000.query.x``, ``task.001.support.x``, ...
 ==================================  ============================================================
 
@@ -53,7 +54,8 @@ def load_problem(folder: PathLike) -> Problem:
     if missing:
         raise ValueError(f"{folder / 'case.json'} has no {missing[0]!r}")
     tensors = load_arrays(folder / "tensors.npz")
-    model = MLP(case["widths"], case["activation"])
+    norm = {name: case[name] for name in ("norm", "adapt_norm") if name in case}
+    model = MLP(case["widths"], case["activation"], **norm)
     theta = _joined(tensors, "theta", model, folder / "tensors.npz")
     parts = []
     for part in ("support.x", "support.y", "query.x", "query.y"):
@@ -93,6 +95,8 @@ def save_problem(folder: PathLike, problem: Problem) -> None:
         "layout": "in_out",
         "parameter_order": list(problem.blocks),
     }
+    if problem.model.norm is not None:
+        case |= {"norm": problem.model.norm, "adapt_norm": problem.model.adapt_norm}
     tensors = named_arrays("theta", problem, problem.theta)
     tasks = problem.tasks
     for t in range(problem.T):
@@ -107,9 +111,10 @@ def save_problem(folder: PathLike, problem: Problem) -> None:
 def named_arrays(prefix: str, problem: Problem, vector: Array) -> dict[str, Array]:
     """A vector ``(P,)`` as ``prefix.0.weight``, ``prefix.0.bias``, ..."""
     assert problem.model is not None
-    arrays = {}
-    for l, (W, b) in enumerate(problem.model.unpack(vector)):
-        arrays[f"{prefix}.{l}.weight"], arrays[f"{prefix}.{l}.bias"] = W, b
+    arrays: dict[str, Array] = {}
+    for l, layer in enumerate(problem.model.unpack(vector)):
+        names = (f"{prefix}.{l}.{name}" for name in problem.model.shapes[l])
+        arrays |= zip(names, layer, strict=True)
     return arrays
 
 
@@ -174,9 +179,10 @@ def _phi(arrays: dict[str, Array], problem: Problem, path: PathLike) -> Array | 
 def _joined(arrays: dict[str, Array], prefix: str, model: MLP, path: PathLike) -> Array:
     """``prefix.0.weight``, ``prefix.0.bias``, ... as one vector."""
     layers = []
-    for l in range(model.n_layers):
-        for kind in ("weight", "bias"):
-            if f"{prefix}.{l}.{kind}" not in arrays:
-                raise ValueError(f"{path} has no {prefix}.{l}.{kind}")
-        layers.append((arrays[f"{prefix}.{l}.weight"], arrays[f"{prefix}.{l}.bias"]))
+    for l, shapes in enumerate(model.shapes):
+        names = [f"{prefix}.{l}.{name}" for name in shapes]
+        for name in names:
+            if name not in arrays:
+                raise ValueError(f"{path} has no {name}")
+        layers.append([arrays[name] for name in names])
     return model.pack(layers)

@@ -14,7 +14,6 @@ from npmeta.mlp import forward
 from npmeta.objective import Risk
 from npmeta.tasks import TaskBatch
 from npmeta.verification.given import ROUNDINGS, Given, layers, tiny_step
-from npmeta.weights import Dense
 
 __all__ = ["at_kinks", "nearest_kink"]
 
@@ -55,17 +54,17 @@ def at_kinks(
 
 
 def _kinked_units(given: Given, theta: Array) -> Iterator[tuple[Array, float, Array]]:
-    """For every pass, hidden layer and kink of its activation: z, the kink, and z with all terms of
-    its sum made positive."""
+    """For every pass, hidden layer and kink of its activation: what the activation is given, the kink,
+    and the former with all terms of its sum made positive."""
     if not isinstance(given.objective, Risk):
         return
     model = given.objective.model
     if not any(f.kinks for f in model.activations):
         return
     for phi, (x, _) in given.passes(theta):
-        held = layers(given.objective, phi)
-        at = forward(held, model.activations, x)
-        for f, layer, a, z in zip(model.activations, held[:-1], at.a[:-1], at.z[:-1], strict=True):
-            terms = Dense(np.abs(layer.W), np.abs(layer.b)).act(np.abs(a))
+        at = forward(layers(given.objective, phi), model.activations, x)
+        positive = layers(given.objective, np.abs(phi))[:-1]
+        for f, layer, a, pre in zip(model.activations, positive, at.a[:-1], at.pre, strict=True):
+            terms = pre.terms(layer.act(np.abs(a)))
             for kink in f.kinks:
-                yield z, kink, terms
+                yield pre.u, kink, terms

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -29,16 +28,11 @@ ZERO = 100
 
 
 def blocks(objective: Objective) -> dict[str, slice]:
-    """Where theta has the weights and biases: ``0.weight``, ``0.bias``, ``1.weight``, ... in theta's
-    order; for an objective without layers all of it, ``theta``."""
+    """Where theta has each array, by the names of :attr:`npmeta.MLP.places`; for an objective without
+    layers all of it, ``theta``."""
     if not isinstance(objective, Risk):
         return {"theta": slice(0, objective.n_params)}
-    found, start = {}, 0
-    for l, (n_in, n_out) in enumerate(pairwise(objective.model.widths)):
-        for name, size in (("weight", n_in * n_out), ("bias", n_out)):
-            found[f"{l}.{name}"] = slice(start, start + size)
-            start += size
-    return found
+    return objective.model.places
 
 
 class SecondOrder(NamedTuple):

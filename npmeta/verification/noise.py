@@ -9,7 +9,6 @@ import numpy as np
 from npmeta._validation import Array
 from npmeta.activations import Activation
 from npmeta.algorithms import MAML
-from npmeta.mlp import MLP
 from npmeta.tasks import TaskBatch
 from npmeta.verification.computation import evaluate
 from npmeta.verification.problem import Problem
@@ -119,7 +118,7 @@ class Noise:
         margin = 10 * min(max(self.of(Recipe(), precision), FLOOR[precision]), CEILING)
         changes = []
         for side in (-margin, margin):
-            leaning = MLP(model.widths, [_leaning(f, side) for f in model.activations])
+            leaning = model.with_activation([_leaning(f, side) for f in model.activations])
             other = MAML(
                 leaning,
                 maml.loss,

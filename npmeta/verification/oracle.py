@@ -253,9 +253,10 @@ def _adjoint(given: Given, product: Any) -> Reference:
     by_alpha = np.zeros_like(given.alpha)
     for (phi, support), owner in zip(reversed(steps), given.owner[::-1], strict=True):
         descent = value_and_gradient(objective, phi, support)[1] + w * phi
-        np.add.at(by_alpha, owner, -(cotangent * descent).mean(0))
+        np.add.at(by_alpha, owner, -given.moves * (cotangent * descent).mean(0))
+        direction = given.alpha[owner] * given.moves * cotangent
+        cotangent = given.carried_back(cotangent)
         if not given.first_order:
-            direction = given.alpha[owner] * cotangent
             Hv = product(objective, phi, support, direction)
             cotangent = cotangent - Hv - w * direction
     grads = {"theta": cotangent.mean(0), "inner_lr": by_alpha.reshape(given.alpha_shape)}

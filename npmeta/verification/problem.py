@@ -53,6 +53,8 @@ class Problem:
     def __init__(self, maml: MAML, theta: ArrayLike, tasks: TaskBatch) -> None:
         if maml.first_order:
             raise ValueError("a problem is posed by exact MAML; leave out first_order=True")
+        if isinstance(maml.model, MLP) and maml.model.norm_sets > 1:
+            raise ValueError("a problem has one scale and shift for all inner steps, not norm_sets")
         parameters = as_parameters(theta, maml.objective.n_params)
         if parameters.ndim != 1 or parameters.dtype.kind != "f":
             raise ValueError(
@@ -115,14 +117,7 @@ class Problem:
     @property
     def blocks(self) -> dict[str, slice]:
         """Where each array of parameters lies in theta: ``0.weight``, ``0.bias``, ``1.weight``, ..."""
-        if self.model is None:
-            return {"theta": slice(0, self.P)}
-        places, start = {}, 0
-        for l, (W, b) in enumerate(self.model.unpack(self.theta)):
-            for name, array in (("weight", W), ("bias", b)):
-                places[f"{l}.{name}"] = slice(start, start + array.size)
-                start += array.size
-        return places
+        return {"theta": slice(0, self.P)} if self.model is None else self.model.places
 
     # --- data -----------------------------------------------------------------------------------
 

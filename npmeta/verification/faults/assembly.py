@@ -54,7 +54,8 @@ def _shape(problem: Problem, name: str) -> Sequence[int]:
 def _orders(problem: Problem) -> Iterator[Variant]:
     names = list(problem.blocks)
     seen = [names]
-    for how, order in ORDERS.items() if problem.model is not None else ():
+    plain = problem.model is not None and problem.model.norm is None  # orders of pairs
+    for how, order in ORDERS.items() if plain else ():
         if order(names) not in seen:
             seen.append(order(names))
             yield Variant({"finish": (("ordered", how),)}, how)
@@ -69,9 +70,9 @@ def _blocks(what: str, needs_steps: bool) -> Callable[[Problem], Iterator[Varian
             return
         for name in names:
             yield Variant({"finish": ((what, (name,)),)}, name)
-        for pair in (names[i : i + 2] for i in range(0, len(names), 2)):
-            if len(pair) < len(names):
-                yield Variant({"finish": ((what, tuple(pair)),)}, f"layer {pair[0].split('.')[0]}")
+        for l in range(problem.model.n_layers) if problem.model.n_layers > 1 else ():
+            layer = tuple(name for name in names if name.startswith(f"{l}."))
+            yield Variant({"finish": ((what, layer),)}, f"layer {l}")
 
     return variants
 
