@@ -48,7 +48,7 @@ def to_theta(
     ------
     ValueError
         If there is anything but fully connected layers, each with a bias; if shapes, layout, order
-        or model do not fit together; if more than one order does.
+        or model do not fit together; if more than one order does; if the model is normalised.
 
     Examples
     --------
@@ -160,6 +160,8 @@ def _gathered(
     read: Callable[[Any, str], Any],
 ) -> Array:
     """theta from what ``read(array, name)`` makes of each array."""
+    if model is not None and model.norm is not None:
+        raise ValueError(f"interop has no place for normalisation, and the model is {model!r}")
     structure, layers = find_layers(params, layout, order, model.widths if model else None)
     found = widths_of(layers)
     if model is not None and model.widths != found:
