@@ -1,4 +1,4 @@
-"""Normalised networks: formulas by plain loops, derivatives by complex step, the inner loop's choices."""
+"""Normalised networks: plain loops, complex steps, and the choices of the inner loop."""
 
 import itertools
 import math
