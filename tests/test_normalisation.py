@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 import npmeta as nm
 from npmeta.activations import ACTIVATIONS
+from npmeta.cli import main
+from npmeta.config import Config
 from npmeta.normalisation import EPS, NORMS, PreActivation, pre_activation
+from npmeta.options import preset
+from npmeta.runs import Run
 from npmeta.verification import oracle
 from npmeta.verification.golden_files import load_answers, load_problem, save_problem
 from tests.helpers import SMOOTH, H, Problem, assert_close, complex_step_hvp, problem, step_sizes
@@ -377,3 +381,33 @@ def test_other_frameworks_parameters_are_refused(norm):
     params = [(np.zeros((2, 3)), np.zeros(3)), (np.zeros((3, 1)), np.zeros(1))]
     with pytest.raises(ValueError, match="interop has no place for normalisation"):
         interop.to_theta(params, nm.MLP([2, 3, 1], norm=norm))
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_trains_and_resumes(tmp_path):
+    choice = ["--norm", "batch", "--no-adapt-norm", "--norm-sets", "2", "--hidden", "6"]
+    folder = str(tmp_path / "run")
+    train = ["train", "sinusoid", *choice, "--iterations", "4", "--eval-tasks", "5", "--out", folder]
+    assert main(train) == 0
+    assert main(["train", "--resume", folder, "--iterations", "6"]) == 0
+    run = Run(tmp_path / "run")
+    model = run.config.algorithm(1, 1).model
+    assert (model.norm, model.adapt_norm, model.norm_sets) == ("batch", False, 2)
+    (_, _, scale, _), _ = model.unpack(run.load().params["theta"])
+    assert (scale != 1).all(), "both sets have been trained"
+
+
+def test_a_configuration_of_before_is_one_without(tmp_path):
+    path = tmp_path / "config.toml"
+    lines = Config("sinusoid").to_toml().splitlines()
+    path.write_text("\n".join(line for line in lines if "norm" not in line), encoding="utf-8")
+    task, values = Config.read_toml(path)
+    assert Config(task, values).algorithm(1, 1).model.norm is None
+    assert Config("omniglot", preset("paper", "omniglot")).algorithm(784, 5).model.norm == "batch"
+
+
+def test_sets_without_a_norm_are_refused(tmp_path, capsys):
+    assert main(["train", "sinusoid", "--norm-sets", "2", "--out", str(tmp_path / "run")]) == 2
+    assert "norm_sets is for a norm with adapt_norm=False" in capsys.readouterr().err
