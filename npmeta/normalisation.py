@@ -68,7 +68,7 @@ class PreActivation:
         self.u = z
 
     def terms(self, of_z: Array) -> Array:
-        """A sum with u's terms all made positive, from such a sum for z: the scale of its rounding."""
+        """u's sum with all of its terms made positive, from that of z: what rounding of u goes by."""
         return of_z
 
     def forward_dot(self, tangent: Any, z_dot: Array) -> Any:
@@ -102,11 +102,12 @@ class StandardisedDot(NamedTuple):
 
 
 class Standardised(PreActivation):
-    r"""z normalised. With the projection
+    r"""z normalised. With
 
     .. math:: P(v) = v - \operatorname{mean}(v) - \hat z \circ \operatorname{mean}(\hat z \circ v),
 
-    which is symmetric, the Jacobian of ẑ is P/σ, on the way forward and on the way back.
+    which is symmetric, and but for ε a projection, the Jacobian of ẑ is P/σ, on the way forward and on
+    the way back.
     """
 
     def __init__(self, block: Normalised, z: Array) -> None:
@@ -135,7 +136,7 @@ class Standardised(PreActivation):
         return self._projected(z_hat_bar) / self.sigma
 
     def backward_dot(self, dot: StandardisedDot, u_bar: Array, delta: Array, u_bar_dot: Array) -> Array:
-        # σ δ = P(ẑ-bar), differentiated: σ̇ δ + σ δ̇ = P(ẑ-bar-dot) + Ṗ(ẑ-bar), and P has ẑ in it twice
+        # σ δ = P(ẑ-bar), so σ̇ δ + σ δ̇ = P(ẑ-bar-dot) + Ṗ(ẑ-bar), and P has ẑ in it twice
         z_hat_bar = self.scale * u_bar
         z_hat_bar_dot = self.scale * u_bar_dot + dot.scale * u_bar
         moved = self._projected(z_hat_bar_dot)

@@ -127,8 +127,9 @@ def test_without_normalisation_nothing_stands_between():
 
 @every_norm
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_hessian_products(norm, activation):
-    p = normalised(norm, "cross_entropy", activation, (4, 3, 4))
+@pytest.mark.parametrize("choice", [{}, CHOICES[2]], ids=["moves", "two"])
+def test_hessian_products(norm, activation, choice):
+    p = normalised(norm, "cross_entropy", activation, (4, 3, 4), **choice)
     rng = np.random.default_rng(2)
     phi = p.theta + 0.1 * rng.normal(size=(len(p.tasks), p.theta.size))
     u, v = rng.normal(size=(2, *phi.shape))
