@@ -412,6 +412,8 @@ def adapt_run(folder: Path, *, support: Path, query: Path, steps: int | None, ou
     run = Run(folder)
     _check_steps(run.config, steps)
     text = predict(run, support, query, steps)
+    if run.config["norm"] == "batch":
+        say(f"batch normalisation: each prediction depends on all rows of {query}")
     if out is None:
         print(text, end="")
     else:

@@ -387,7 +387,7 @@ def test_other_frameworks_parameters_are_refused(norm):
 # --- runs -----------------------------------------------------------------------------------------
 
 
-def test_a_run_trains_and_resumes(tmp_path):
+def test_a_run_trains_resumes_and_adapts(tmp_path, capsys):
     choice = ["--norm", "batch", "--no-adapt-norm", "--norm-sets", "2", "--hidden", "6"]
     folder = str(tmp_path / "run")
     train = ["train", "sinusoid", *choice, "--iterations", "4", "--eval-tasks", "5", "--out", folder]
@@ -398,6 +398,11 @@ def test_a_run_trains_and_resumes(tmp_path):
     assert (model.norm, model.adapt_norm, model.norm_sets) == ("batch", False, 2)
     (_, _, scale, _), _ = model.unpack(run.load().params["theta"])
     assert (scale != 1).all(), "both sets have been trained"
+    for name, rows in (("support.csv", "x,y\n-1,1\n2,0\n"), ("query.csv", "x\n0\n1\n")):
+        (tmp_path / name).write_text(rows, encoding="utf-8")
+    files = ["--support", str(tmp_path / "support.csv"), "--query", str(tmp_path / "query.csv")]
+    assert main(["adapt", folder, *files]) == 0
+    assert "each prediction depends on all rows of" in capsys.readouterr().err
 
 
 def test_a_configuration_of_before_is_one_without(tmp_path):
