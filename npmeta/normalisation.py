@@ -226,7 +226,8 @@ class Unmoved:
     def descend(
         self, gradient: Unmoved, scale: Scale | None = None, shrink: Scale | None = None
     ) -> Unmoved:
-        return Unmoved(self.values - gradient.values)
+        step = gradient.values if scale is None else scale[0] * gradient.values
+        return Unmoved(self.values - step)
 
     def scaled(self, scale: Scale) -> Vector:
         return Vector(np.zeros_like(self.values[:, 0]))
