@@ -304,6 +304,7 @@ OTHER = {
     "target_kind": "class",
     "loss": "huber",
     "activation": ["tanh", "elu"],
+    "norm": "layer",
     "inner_lr": [0.25, 0.5],
     "inner_lr_per": "step",
     "inner_steps": 2,
@@ -372,6 +373,7 @@ def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
     maml = config.algorithm(3, 2)
     assert maml.model.widths == (3, 7, 6, 2)
     assert [f.name for f in maml.model.activations] == ["tanh", "elu"]
+    assert (maml.model.norm, maml.model.adapt_norm, maml.model.norm_sets) == ("layer", False, 2)
     assert maml.objective.loss.name == "huber"
     assert maml.inner_lr.tolist() == [[0.25], [0.5]]
     assert (maml.inner_steps, maml.inner_weight_decay) == (2, 1.0)
