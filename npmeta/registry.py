@@ -15,6 +15,7 @@ from typing import Any
 from npmeta._validation import lookup
 from npmeta.algorithms import (
     CAVIA,
+    IMAML,
     MAML,
     Joint,
     MAMLPlusPlus,
@@ -212,6 +213,11 @@ def _cavia(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     )
 
 
+def _imaml(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    names = ("strength", "tolerance", "inner_steps", "solve_steps")
+    return IMAML(network(n_in, n_out, values), values["loss"], **{name: values[name] for name in names})
+
+
 def _baseline(
     construct: type[Joint] | type[Scratch],
 ) -> Callable[[int, int, Mapping[str, Any]], MetaLearner]:
@@ -293,6 +299,9 @@ _FINE_TUNING = (INNER_LR, INNER_LR_PER, INNER_STEPS, INNER_WEIGHT_DECAY)
 #: What has classes.
 _CLASSIFIED = ("omniglot", "table")
 
+#: What a network that has not learned to adapt bears.
+_SMALL_STEP = {"sinusoid": 0.001, "table": 0.001}
+
 _ENTRIES: tuple[Entry, ...] = (
     Entry(
         "maml",
@@ -340,6 +349,7 @@ _ENTRIES: tuple[Entry, ...] = (
             FIRST_ORDER,
             INNER_WEIGHT_DECAY,
         ),
+        {"clip": 10.0},
     ),
     Entry(
         "lslr",
@@ -347,7 +357,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "Antoniou, Edwards & Storkey 2019",
         _maml_by(lslr),
         _INNER_LOOP,
-        {"inner_steps": 5},
+        {"inner_steps": 5, "clip": 10.0},
     ),
     Entry(
         "maml++",
@@ -374,7 +384,7 @@ _ENTRIES: tuple[Entry, ...] = (
                 low=0,
             ),
         ),
-        {"inner_steps": 5, "learn_inner_lr": True, "schedule": "cosine"},
+        {"inner_steps": 5, "learn_inner_lr": True, "schedule": "cosine", "clip": 10.0},
     ),
     Entry(
         "reptile",
@@ -396,6 +406,29 @@ _ENTRIES: tuple[Entry, ...] = (
         {"inner_steps": 10},
     ),
     Entry(
+        "imaml",
+        "adapt by solving a problem that stays near theta, and differentiate its solution",
+        "Rajeswaran, Finn, Kakade & Levine 2019",
+        _imaml,
+        (
+            Option("algorithm", "strength", float, 1.0, "of the pull to theta", low=0, exclusive=True),
+            Option(
+                "algorithm",
+                "tolerance",
+                float,
+                1e-3,
+                "relative residual of the inner solve and of conjugate gradients",
+                low=0,
+                exclusive=True,
+            ),
+            INNER_STEPS,
+            Option(
+                "algorithm", "solve_steps", int, 200, "most conjugate-gradient steps in a solve", low=1
+            ),
+        ),
+        {"inner_steps": 50, "activation": "tanh"},
+    ),
+    Entry(
         "cavia",
         "a network with further inputs, the context, which alone adapt",
         "Zintgraf, Shiarlis, Kurin, Hofmann & Whiteson 2019",
@@ -414,6 +447,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "Finn, Abbeel & Levine 2017",
         _baseline(Joint),
         _FINE_TUNING,
+        {"inner_lr": _SMALL_STEP},
     ),
     Entry(
         "scratch",
@@ -421,7 +455,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "Finn, Abbeel & Levine 2017",
         _baseline(Scratch),
         _FINE_TUNING,
-        {"iterations": 1, "eval_steps": 100},
+        {"inner_lr": _SMALL_STEP, "iterations": 1, "eval_steps": 100},
     ),
     Entry(
         "oracle",

@@ -114,7 +114,8 @@ def test_trains_resumes_evaluates_and_adapts(name, tmp_path, capsys, monkeypatch
     assert len(rows) == 3
 
 
-def test_resuming_refuses_another_algorithm(tmp_path, capsys):
+def test_resuming_refuses_another_algorithm(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "_draw", lambda *_: [])
     folder = tmp_path / "run"
     npmeta("train", "sinusoid", "--algorithm", "anil", *QUICK, "--iterations", 1, "--out", folder)
     capsys.readouterr()

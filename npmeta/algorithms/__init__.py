@@ -3,6 +3,7 @@
 from npmeta.algorithms.base import MetaGradient, MetaLearner, Scores
 from npmeta.algorithms.baselines import Joint, Scratch, SineOracle
 from npmeta.algorithms.cavia import CAVIA
+from npmeta.algorithms.imaml import IMAML
 from npmeta.algorithms.maml import MAML
 from npmeta.algorithms.maml_plus_plus import MAMLPlusPlus
 from npmeta.algorithms.matching import MatchingNetwork
@@ -16,6 +17,7 @@ from npmeta.algorithms.variants import anil, boil, fomaml, lslr
 
 __all__ = [
     "CAVIA",
+    "IMAML",
     "MAML",
     "Joint",
     "MAMLPlusPlus",

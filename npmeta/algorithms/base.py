@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array
+from npmeta._validation import Array, as_parameters, check_finite
 from npmeta.objective import Batch
 from npmeta.weights import total
 
@@ -23,6 +23,7 @@ __all__ = [
     "MetaParameters",
     "Scores",
     "all_rows",
+    "as_theta",
     "check_steps",
     "named",
 ]
@@ -44,6 +45,18 @@ def named(params: ArrayLike | MetaParameters) -> MetaParameters:
     if "theta" not in params:
         raise ValueError(f"meta-parameters must have a 'theta', got {sorted(params)}")
     return params
+
+
+def as_theta(params: ArrayLike | MetaParameters, n_params: int, algorithm: str) -> Array:
+    """theta ``(P,)``, checked, of an algorithm that has no other meta-parameters."""
+    params = named(params)
+    if set(params) != {"theta"}:
+        raise ValueError(f"{algorithm} has the meta-parameter 'theta' alone, got {sorted(params)}")
+    theta = as_parameters(params["theta"], n_params)
+    if theta.ndim != 1:
+        raise ValueError(f"theta must have shape ({n_params},), got {theta.shape}")
+    check_finite(theta, "theta")
+    return theta
 
 
 def all_rows(support: Batch, query: Batch) -> Batch:

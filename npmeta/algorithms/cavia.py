@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, DType, as_features, as_parameters, check_finite
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_steps, named
+from npmeta._validation import Array, DType, as_features
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, as_theta, check_steps
 from npmeta.factored import FactoredBase
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
@@ -169,13 +169,7 @@ class CAVIA:
     # --- shared by the methods above --------------------------------------------------------------
 
     def _layers(self, params: ArrayLike | MetaParameters) -> list[FactoredBase]:
-        params = named(params)
-        if set(params) != {"theta"}:
-            raise ValueError(f"CAVIA has the meta-parameter 'theta' alone, got {sorted(params)}")
-        theta = as_parameters(params["theta"], self.model.n_params)
-        if theta.ndim != 1:
-            raise ValueError(f"theta must have shape ({theta.shape[-1]},), got {theta.shape}")
-        check_finite(theta, "theta")
+        theta = as_theta(params, self.model.n_params, "CAVIA")
         return [FactoredBase(W, b) for W, b in self.model.unpack(theta)]
 
     def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:

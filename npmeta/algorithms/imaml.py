@@ -1,0 +1,294 @@
+"""Implicit MAML (Rajeswaran, Finn, Kakade & Levine 2019): differentiate where adaptation ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from npmeta._validation import Array
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, as_theta, check_steps
+from npmeta.losses import Loss
+from npmeta.mlp import MLP
+from npmeta.objective import Batch, Linearization, Objective, Risk
+
+if TYPE_CHECKING:
+    from npmeta.tasks.batch import TaskBatch
+
+__all__ = ["IMAML", "ImplicitMetaGradient", "conjugate_gradients"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImplicitMetaGradient(MetaGradient):
+    """A meta-gradient, and how far the two solves behind it have come.
+
+    Attributes
+    ----------
+    inner_steps, solve_steps : ndarray of int, (T,)
+        Newton steps of the inner problem, and conjugate-gradient steps of the linear system.
+    inner_residual : ndarray, (T,)
+        ‖∇G(φ)‖ / ‖∇G(θ)‖ where the inner solve ended.
+    solve_residual : ndarray, (T,)
+        ‖(H + ρI) x − ρ ∇L^Q‖ / ‖ρ ∇L^Q‖ where conjugate gradients ended.
+    """
+
+    inner_steps: Array
+    inner_residual: Array
+    solve_steps: Array
+    solve_residual: Array
+
+
+@dataclass(frozen=True, eq=False)
+class IMAML:
+    r"""Adapt by solving a problem that keeps near θ, and differentiate its solution.
+
+    .. math:: \min_\theta \; \frac1T \sum_t L^Q_t(\varphi_t), \qquad
+              \varphi_t = \operatorname*{arg\,min}_\varphi \; G_t(\varphi) = L^S_t(\varphi)
+                          + \frac\rho2 \lVert \varphi - \theta \rVert^2 .
+
+    The solution has :math:`\nabla L^S(\varphi) + \rho (\varphi - \theta) = 0`, so (the paper's lemma 1)
+
+    .. math:: \frac{d\varphi}{d\theta} = \rho (H + \rho I)^{-1}, \qquad
+              \nabla_\theta L^Q(\varphi) = \rho (H + \rho I)^{-1} \nabla L^Q(\varphi),
+              \qquad H = \nabla^2 L^S(\varphi),
+
+    a linear system that conjugate gradients solve with products of the exact Hessian. Only where the
+    inner solve ends counts, not how it came there: memory and error do not grow with its steps. Here it
+    is Newton's method, its steps by conjugate gradients too and shortened until G falls enough; where
+    the paper takes gradient steps, it stops short of the solution.
+
+    Parameters
+    ----------
+    model : MLP or Objective
+    loss : str or Loss, optional
+        For a network. Default "mse".
+    strength : float
+        ρ > 0. H + ρI must be positive definite at the solution; a minimum has that.
+    tolerance : float
+        Of both solves: the residuals of :class:`ImplicitMetaGradient`. The error of the gradient is of
+        that size, times the condition number of H + ρI at worst. In float32 not below 1e-6.
+    inner_steps, solve_steps : int
+        Most Newton steps, and most conjugate-gradient steps in one linear system.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, npmeta as nm
+    >>> imaml = nm.algorithms.IMAML(nm.MLP([1, 10, 1], "tanh"), strength=0.5)
+    >>> params = imaml.init(np.random.default_rng(0))
+    >>> tasks = nm.tasks.Sinusoid(shots=10).sample(seed=0, iteration=0, n_tasks=25)
+    >>> out = imaml.meta_gradient(params, tasks)
+    >>> bool(max(out.inner_residual.max(), out.solve_residual.max()) <= 1e-8)
+    True
+    """
+
+    model: MLP | Objective
+    loss: str | Loss | None = None
+    strength: float = 1.0
+    tolerance: float = 1e-8
+    inner_steps: int = 50
+    solve_steps: int = 200
+    objective: Objective = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("strength", "tolerance"):
+            number = getattr(self, name)
+            if np.ndim(number) or not 0 < number < np.inf:
+                raise ValueError(f"{name} must be a positive number, got {number!r}")
+            object.__setattr__(self, name, float(number))
+        check_steps(self.inner_steps, "inner_steps")
+        check_steps(self.solve_steps, "solve_steps")
+        if isinstance(self.model, MLP):
+            objective: Objective = Risk(self.model, "mse" if self.loss is None else self.loss)
+        elif self.loss is not None:
+            raise ValueError("an objective brings its own loss; pass loss only with an MLP")
+        else:
+            objective = self.model
+        object.__setattr__(self, "objective", objective)
+
+    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+        """Initial meta-parameters: "theta" ``(P,)``."""
+        if not isinstance(self.objective, Risk):
+            raise ValueError("an objective has no initial parameters; pass your own theta")
+        return {"theta": self.objective.init(rng, dtype)}
+
+    def meta_gradient(
+        self, params: ArrayLike | MetaParameters, tasks: TaskBatch
+    ) -> ImplicitMetaGradient:
+        """The mean query loss after adaptation and its gradient, exact but for the tolerance."""
+        theta = as_theta(params, self.objective.n_params, "iMAML")
+        support, query = (
+            self.objective.prepare(tasks.support_x, tasks.support_y, theta.dtype, "support_"),
+            self.objective.prepare(tasks.query_x, tasks.query_y, theta.dtype, "query_"),
+        )
+        *_, end = self._newton(theta, support, self.inner_steps)
+        outer = self._at(end.phi, query)
+        x, steps, residual = self._solve(end.lin, self.strength * outer.grad, self._tolerance(theta))
+        return ImplicitMetaGradient(
+            float(outer.value.mean()),
+            {"theta": x.mean(0)},
+            outer.value,
+            self.objective.hessian,
+            end.steps,
+            end.residual,
+            steps,
+            residual,
+        )
+
+    def adapt(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """Every task's parameters after adaptation, ``(T, P)``; ``steps`` are Newton steps at most."""
+        theta = as_theta(params, self.objective.n_params, "iMAML")
+        support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
+        *_, end = self._newton(theta, support, self.inner_steps if steps is None else steps)
+        return end.phi
+
+    def predict(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        query_x: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """The adapted networks' outputs on query inputs, ``(T, Q, n_out)``."""
+        if not isinstance(self.model, MLP):
+            raise ValueError("an objective makes no predictions; adapt, and use its parameters")
+        return self.model.apply(self.adapt(params, support_x, support_y, steps), query_x)
+
+    def evaluate(
+        self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
+    ) -> Scores:
+        """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` Newton steps."""
+        theta = as_theta(params, self.objective.n_params, "iMAML")
+        n_steps = self.inner_steps if steps is None else steps
+        support, query = (
+            self.objective.prepare(tasks.support_x, tasks.support_y, theta.dtype, "support_"),
+            self.objective.prepare(tasks.query_x, tasks.query_y, theta.dtype, "query_"),
+        )
+        points = [point.phi for point in self._newton(theta, support, n_steps)]
+        points += points[-1:] * (n_steps + 1 - len(points))
+        return Scores.of_steps(self.objective.score(self.objective.hold(phi), query) for phi in points)
+
+    # --- the inner problem ------------------------------------------------------------------------
+
+    def _newton(self, theta: Array, support: Batch, n_steps: int) -> Iterator[_Point]:
+        """θ and the points after each Newton step on G, until all tasks' gradients are small."""
+        rho, T = self.strength, len(support[0])
+        phi = np.tile(theta, (T, 1))
+        steps, moving, first = np.zeros(T, dtype=int), np.ones(T, dtype=bool), None
+        for _ in range(check_steps(n_steps, "steps") + 1):
+            lin = self._at(phi, support)
+            gradient = lin.grad + rho * (phi - theta)
+            size = np.linalg.norm(gradient, axis=-1)
+            first = np.where(size > 0, size, 1) if first is None else first
+            residual = size / first
+            yield _Point(phi, lin, steps, residual)
+            moving = moving & (residual > self._tolerance(theta))
+            if not moving.any():
+                return
+            # Far from the solution a rough step does, near it the last digits count.
+            direction, *_ = self._solve(lin, -gradient, np.minimum(residual, 0.1))
+            value = self._value(theta, phi, support)
+            slope = np.einsum("tp,tp->t", direction, gradient)
+            rounding = 10 * np.finfo(phi.dtype).eps * np.abs(value)
+            t = moving.astype(phi.dtype)
+            for _ in range(HALVINGS):
+                ahead = phi + t[:, None] * direction
+                falls = self._value(theta, ahead, support) <= value + 1e-4 * t * slope + rounding
+                if (falls | (t == 0)).all():
+                    break
+                t = np.where(falls, t, t / 2)
+            moving = moving & falls  # where G falls no more, rounding or a kink is met
+            steps = steps + moving
+            phi = np.where(moving[:, None], ahead, phi)
+
+    def _solve(
+        self, lin: Linearization, b: Array, tolerance: Array | float
+    ) -> tuple[Array, Array, Array]:
+        """(H + ρI) x = b."""
+        return conjugate_gradients(
+            lambda v: lin.hvp(v) + self.strength * v, b, tolerance, self.solve_steps
+        )
+
+    def _value(self, theta: Array, phi: Array, support: Batch) -> Array:
+        """G(φ), ``(T,)``."""
+        loss, _ = self.objective.score(self.objective.hold(phi), support)
+        value: Array = loss + self.strength / 2 * ((phi - theta) ** 2).sum(-1)
+        return value
+
+    def _at(self, phi: Array, batch: Batch) -> Linearization:
+        return self.objective.at(self.objective.hold(phi), batch)
+
+    def _tolerance(self, theta: Array) -> float:
+        return max(self.tolerance, 10 * float(np.finfo(theta.dtype).eps))
+
+
+#: Times that a Newton step is halved at most.
+HALVINGS = 30
+
+
+class _Point(NamedTuple):
+    """Where the inner solve has come: φ and the support loss there; steps and residuals by task."""
+
+    phi: Array
+    lin: Linearization
+    steps: Array
+    residual: Array
+
+
+def conjugate_gradients(
+    product: Callable[[Array], Array], b: Array, tolerance: Array | float, n_steps: int
+) -> tuple[Array, Array, Array]:
+    """Solve A x = b for each task (Hestenes & Stiefel 1952), all of them at once.
+
+    Parameters
+    ----------
+    product : callable
+        v ``(T, P)`` -> A v ``(T, P)``, A symmetric.
+    b : ndarray, (T, P)
+    tolerance : ndarray (T,), or float
+        A task is done when ‖A x − b‖ ≤ tolerance ‖b‖.
+    n_steps : int
+        Most steps. A task ends earlier too at a direction of negative curvature, where A is not
+        positive definite; if that is the first, x is b.
+
+    Returns
+    -------
+    x : ndarray, (T, P)
+    steps : ndarray of int, (T,)
+    residual : ndarray, (T,)
+        ‖A x − b‖ / ‖b‖ as the recursion has it.
+    """
+    x, r, p = np.zeros_like(b), b, b
+    squared = np.einsum("tp,tp->t", b, b)
+    scale = np.where(squared > 0, squared, 1)
+    steps, active = np.zeros(len(b), dtype=int), np.ones(len(b), dtype=bool)
+    for _ in range(n_steps):
+        active = active & (squared > np.square(tolerance) * scale)
+        if not active.any():
+            break
+        A_p = product(p)
+        curvature = np.einsum("tp,tp->t", p, A_p)
+        concave = active & (curvature <= 0)
+        x = np.where((concave & (steps == 0))[:, None], b, x)
+        active = active & ~concave
+        alpha = np.where(active, squared / np.where(active, curvature, 1), 0)[:, None]
+        x = x + alpha * p
+        r = r - alpha * A_p
+        before, squared = squared, np.where(active, np.einsum("tp,tp->t", r, r), squared)
+        p = np.where(active[:, None], r + (squared / np.where(active, before, 1))[:, None] * p, p)
+        steps = steps + active
+    return x, steps, np.sqrt(squared / scale)
