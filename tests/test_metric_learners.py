@@ -477,5 +477,10 @@ def test_bad_input_is_refused():
         learner.predict(params, x, y, qx[:2])
     with pytest.raises(ValueError, match="must agree in T, K and n_in"):
         learner.predict(params, x, y[:, 1:], qx)
+    for steps in (-1, 1.0, True):
+        with pytest.raises(ValueError, match="steps must be a whole number of at least 0"):
+            learner.evaluate(params, tasks, steps)
+        with pytest.raises(ValueError, match="steps must be a whole number of at least 0"):
+            learner.predict(params, x, y, qx, steps)
     with pytest.raises(ValueError, match="must have a 'relation'"):
         LEARNERS["relation"].meta_gradient({"theta": params["theta"]}, tasks)

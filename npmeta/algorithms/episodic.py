@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta import losses
 from npmeta._memory import keep_freed_memory
 from npmeta._validation import Array, DType, as_dtype, as_features, as_parameters
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_steps, named
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, backward, forward
 from npmeta.weights import flatten
@@ -159,7 +159,13 @@ class Episodic(ABC):
         -------
         Scores
             ``.loss (T, 1)``, and ``.accuracy (T, 1)`` or None.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`meta_gradient` does, or if ``steps`` is no number of steps.
         """
+        check_steps(0 if steps is None else steps, "steps")
         given = self._meta_parameters(params)
         (support_x, support_y), (query_x, query_y) = self._prepare(tasks, given["theta"].dtype)
         support, query, _ = self._embed(given["theta"], support_x, query_x)
@@ -183,6 +189,7 @@ class Episodic(ABC):
         ValueError
             If shapes or labels do not fit.
         """
+        check_steps(0 if steps is None else steps, "steps")
         given = self._meta_parameters(params)
         dtype = given["theta"].dtype
         y = self.criterion.prepare(support_y, self._n_out(support_y), dtype, "support_y")
