@@ -1,4 +1,4 @@
-"""The command line: ``npmeta train | evaluate | adapt | plot | list | check | doctor``."""
+"""The command line: ``npmeta train | evaluate | adapt | plot | list | check | doctor | golden``."""
 
 from __future__ import annotations
 
@@ -130,11 +130,27 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="ANSWERS",
         nargs="?",
         type=Path,
-        help="npz with meta_grad, or meta_grad.0.weight, ...; and phi, support_loss, query_loss",
+        help="npz or safetensors with meta_grad, or meta_grad.0.weight, ...; and phi, support_loss, "
+        "query_loss",
     )
     doctor.add_argument("--phi", metavar="FILE", type=Path, help="adapted parameters, npz or npy")
     doctor.add_argument("--picture", metavar="PNG", type=Path, help="draw where the gradient differs")
     doctor.add_argument("--list", action="store_true", help="show every mistake that is known")
+
+    golden = commands.add_parser(
+        "golden",
+        help="write golden vectors, and judge answers to them",
+        usage="npmeta golden write DIR\n       npmeta golden list\n"
+        "       npmeta golden check DIR ANSWERS",
+        allow_abbrev=False,
+    )
+    golden.add_argument(
+        "action", metavar="ACTION", choices=("write", "list", "check"), help="what to do"
+    )
+    golden.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="folder of the suite")
+    golden.add_argument(
+        "answers", metavar="ANSWERS", nargs="?", type=Path, help="npz or safetensors with answers"
+    )
     return parser
 
 
@@ -270,6 +286,20 @@ def _doctor(args: argparse.Namespace) -> int:
     return commands.examine(args.case, args.answers, args.phi, args.picture)
 
 
+def _golden(args: argparse.Namespace) -> int:
+    from npmeta import commands
+
+    given = [path for path in (args.folder, args.answers) if path is not None]
+    wanted = {"write": ["DIR"], "list": [], "check": ["DIR", "ANSWERS"]}[args.action]
+    if len(given) != len(wanted):
+        raise ValueError(f"the command is: npmeta golden {' '.join([args.action, *wanted])}")
+    if args.action == "list":
+        return commands.golden_list()
+    if args.action == "write":
+        return commands.golden_write(args.folder)
+    return commands.golden_check(args.folder, args.answers)
+
+
 def _run(argv: Sequence[str] | None) -> int:
     args = _make_parser().parse_args(argv)
     if args.command == "train":
@@ -297,6 +327,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return commands.check(args.plot)
     if args.command == "doctor":
         return _doctor(args)
+    if args.command == "golden":
+        return _golden(args)
     return commands.plot_run(args.run, args.out)
 
 
@@ -307,8 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0 if all went well; 1 if training met a loss that is not finite, a check failed, or the doctor
-        did not find a gradient right; 2 if the command or its input is wrong; 130 after Ctrl-C or, in
-        training, a request to terminate.
+        or ``golden check`` did not find an answer right; 2 if the command or its input is wrong; 130
+        after Ctrl-C or, in training, a request to terminate.
     """
     warnings.showwarning = _show_warning
     try:

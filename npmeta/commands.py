@@ -1,5 +1,4 @@
-"""What the commands do: train, evaluate, adapt, plot, list, check and doctor, which :mod:`npmeta.cli`
-reads."""
+"""What the commands do, from train to golden. :mod:`npmeta.cli` reads them."""
 
 from __future__ import annotations
 
@@ -37,6 +36,9 @@ __all__ = [
     "describe",
     "evaluate_run",
     "examine",
+    "golden_check",
+    "golden_list",
+    "golden_write",
     "list_all",
     "list_faults",
     "plot_run",
@@ -537,7 +539,7 @@ def examine(case: Path, answers: Path, phi: Path | None, picture: Path | None) -
     if picture is not None and not picture.resolve().parent.is_dir():
         raise ValueError(f"cannot write {picture}: its folder does not exist")
     problem = load_problem(case)
-    found = diagnose(problem, *load_answers(answers, problem, phi))
+    found = diagnose(problem, *load_answers(answers, problem, phi, case.resolve().name))
     print(found)
     if picture is not None:
         print(f"\n{found.save_picture(picture)}")
@@ -557,3 +559,44 @@ def list_faults() -> int:
             print(f"\n{stage}")
         print(f"  {fault.id:<{width}}  {fault.formula}")
     return 0
+
+
+# --- golden -----------------------------------------------------------------------------------------
+
+
+def golden_write(folder: Path) -> int:
+    """Write the suite of golden vectors."""
+    from npmeta.verification import golden
+
+    folder = golden.write(folder)
+    size = sum(path.stat().st_size for path in folder.rglob("*.*"))
+    print(f"{len(golden.cases())} cases, {size / 1e6:.0f} MB, version {golden.SUITE_VERSION}: {folder}")
+    return 0
+
+
+def golden_list() -> int:
+    """Every case of the suite, with what it is there for."""
+    from npmeta.verification import golden
+
+    settings = golden.cases()
+    width = max(map(len, settings))
+    for setting in settings.values():
+        print(f"{setting.id:<{width}}  {setting.about}")
+    return 0
+
+
+def golden_check(folder: Path, answers: Path) -> int:
+    """Judge answers to the suite: 0 if every one is right, else 1."""
+    from npmeta.verification import golden
+
+    found = []
+    for result in golden.iter_check(folder, answers):
+        if isinstance(result, golden.CaseResult):
+            print(result, flush=True)
+        found.append(result)
+    results = golden.Results.of(found)
+    print(f"\n{results.summary}")
+    wrong = [case.id for case in results.cases if case.examined]
+    if wrong:
+        print(f"What to change: npmeta doctor {folder / 'cases' / wrong[0]} {answers}")
+    return 0 if results.passed else 1

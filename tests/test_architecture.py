@@ -34,7 +34,7 @@ STANDS_ON = {
     "adaptation": ["objective", "weights"],
     "interop": ["mlp"],
     "algorithms": ["_memory", "adaptation", "distances", "plan"],
-    "verification": ["objective", "adaptation", "algorithms", "tasks"],
+    "verification": ["_blas", "_files", "objective", "adaptation", "algorithms", "tasks"],
     "training": ["algorithms", "optimizers", "tasks"],
     "crew": ["_blas", "_validation"],
     "parallel": ["crew", "training"],

@@ -4,9 +4,10 @@
 a value and a gradient. :func:`check_meta_gradient` holds a meta-gradient, whoever computed it, against
 :func:`meta_gradient`, an oracle made of first-order code alone, which :func:`complex_step` and
 :func:`richardson` certify in their turn. :func:`diagnose` names the mistake in one
-that is wrong.
+that is wrong, and :mod:`golden` has cases with their right answers for any language.
 """
 
+from npmeta.verification import golden
 from npmeta.verification.checks import (
     check_batched,
     check_deterministic,
@@ -46,6 +47,7 @@ __all__ = [
     "complex_step",
     "diagnose",
     "differentiate",
+    "golden",
     "meta_gradient",
     "richardson",
     "second_order",

@@ -9,16 +9,16 @@ has the numbers:
 ``task.000.support.x``, ``.y``      of the first task; ``task.000.query.x``, ``task.001.support.x``, ...
 ==================================  ============================================================
 
-An answer is an npz file with ``meta_grad.0.weight``, ``meta_grad.0.bias``, ... or one flat
-``meta_grad``, and as much of the following as there is: ``phi`` (T, P) or (S + 1, T, P), or
+An answer is an npz or safetensors file with ``meta_grad.0.weight``, ``meta_grad.0.bias``, ... or one
+flat ``meta_grad``, and as much of the following as there is: ``phi`` (T, P) or (S + 1, T, P), or
 ``task.000.phi.003.0.weight`` and so on for every task and step; ``support_loss`` (T, S) or (T, S + 1);
-``query_loss`` (T,), or ``meta_loss``, its mean.
+``query_loss`` (T,), or ``meta_loss``, its mean. Before each name there may be that of a case:
+``base/meta_grad``. :doc:`golden` lists what else a case of the golden vectors has.
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +30,20 @@ from npmeta.algorithms import MAML
 from npmeta.mlp import MLP
 from npmeta.tasks import TaskBatch
 from npmeta.tasks.checks import PathLike, existing
+from npmeta.verification.golden_tensors import load_arrays, npz_bytes
 from npmeta.verification.problem import Problem
 
-__all__ = ["Answers", "load_answers", "load_problem", "save_problem"]
+__all__ = [
+    "Answers",
+    "described",
+    "load_answers",
+    "load_problem",
+    "named_arrays",
+    "posed",
+    "read_case",
+    "save_problem",
+    "tensors_of",
+]
 
 NEEDED = ("widths", "activation", "inner_loss", "inner_lr", "inner_steps")
 
@@ -43,25 +54,50 @@ def load_problem(folder: PathLike) -> Problem:
     Raises
     ------
     ValueError
-        If a file or an entry is missing, or does not fit.
+        If a file or an entry is missing, or does not fit; or if the case asks for the first-order
+        gradient, which is one of the mistakes to be told apart.
+    """
+    case, tensors = read_case(folder)
+    if case.get("order", 2) != 2:
+        raise ValueError(
+            f"{folder} asks for the first-order gradient, which the doctor takes for a mistake; "
+            f"npmeta golden check judges it"
+        )
+    return posed(folder, case, tensors)
+
+
+def read_case(folder: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What ``case.json`` says, and the tensors.
+
+    Raises
+    ------
+    ValueError
+        If one of the files is not there, or no such file.
     """
     folder = existing(folder)
     try:
         case = json.loads(existing(folder / "case.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
+        if not isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            raise
         raise ValueError(f"{folder / 'case.json'} is no JSON: {error}") from None
     missing = [name for name in NEEDED if name not in case]
     if missing:
         raise ValueError(f"{folder / 'case.json'} has no {missing[0]!r}")
-    tensors = load_arrays(folder / "tensors.npz")
+    return case, load_arrays(folder / "tensors.npz")
+
+
+def posed(folder: PathLike, case: dict[str, Any], tensors: dict[str, Array]) -> Problem:
+    """The problem that a case poses, with exact second derivatives."""
+    file = Path(folder) / "tensors.npz"
     norm = {name: case[name] for name in ("norm", "adapt_norm") if name in case}
     model = MLP(case["widths"], case["activation"], **norm)
-    theta = _joined(tensors, "theta", model, folder / "tensors.npz")
+    theta = _joined(tensors, "theta", model, file)
     parts = []
     for part in ("support.x", "support.y", "query.x", "query.y"):
         names = sorted(n for n in tensors if n.startswith("task.") and n.endswith(f".{part}"))
         if not names:
-            raise ValueError(f"{folder / 'tensors.npz'} has no task.000.{part}")
+            raise ValueError(f"{file} has no task.000.{part}")
         parts.append(np.stack([tensors[name] for name in names]))
     maml = MAML(
         model,
@@ -81,13 +117,23 @@ def save_problem(folder: PathLike, problem: Problem) -> None:
     ValueError
         If the problem has no network.
     """
-    if problem.risk is None or problem.model is None:
+    if problem.risk is None:
         raise ValueError("only problems with a network have files")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    case = {
-        "widths": list(problem.model.widths),
-        "activation": [f.name for f in problem.model.activations],
+    write_atomically(folder / "tensors.npz", npz_bytes(tensors_of(problem)))
+    write_atomically(folder / "case.json", json.dumps(described(problem), indent=1) + "\n")
+
+
+def described(problem: Problem) -> dict[str, Any]:
+    """What ``case.json`` has to say of a problem."""
+    assert problem.risk is not None
+    model = problem.risk.model
+    norm = {} if model.norm is None else {"norm": model.norm, "adapt_norm": model.adapt_norm}
+    return {
+        "widths": list(model.widths),
+        "activation": [f.name for f in model.activations],
+        **norm,
         "inner_loss": problem.risk.loss.name,
         "inner_lr": np.asarray(problem.maml.inner_lr).tolist(),
         "inner_steps": problem.S,
@@ -95,17 +141,16 @@ def save_problem(folder: PathLike, problem: Problem) -> None:
         "layout": "in_out",
         "parameter_order": list(problem.blocks),
     }
-    if problem.model.norm is not None:
-        case |= {"norm": problem.model.norm, "adapt_norm": problem.model.adapt_norm}
+
+
+def tensors_of(problem: Problem) -> dict[str, Array]:
+    """θ and the tasks by name."""
     tensors = named_arrays("theta", problem, problem.theta)
-    tasks = problem.tasks
     for t in range(problem.T):
         for part in ("support", "query"):
-            tensors[f"task.{t:03}.{part}.x"] = getattr(tasks, f"{part}_x")[t]
-            tensors[f"task.{t:03}.{part}.y"] = getattr(tasks, f"{part}_y")[t]
-    with open(folder / "tensors.npz", "wb") as file:
-        np.savez(file, **tensors)  # type: ignore[arg-type]  # no array is called allow_pickle
-    write_atomically(folder / "case.json", json.dumps(case, indent=1) + "\n")
+            tensors[f"task.{t:03}.{part}.x"] = getattr(problem.tasks, f"{part}_x")[t]
+            tensors[f"task.{t:03}.{part}.y"] = getattr(problem.tasks, f"{part}_y")[t]
+    return tensors
 
 
 def named_arrays(prefix: str, problem: Problem, vector: Array) -> dict[str, Array]:
@@ -126,15 +171,19 @@ class Answers(NamedTuple):
     losses: dict[str, Array] | None
 
 
-def load_answers(path: PathLike, problem: Problem, phi: PathLike | None = None) -> Answers:
-    """Answers from an npz file, and φ from another (npz, or npy) if it is not in there.
+def load_answers(
+    path: PathLike, problem: Problem, phi: PathLike | None = None, case: str = ""
+) -> Answers:
+    """Answers from an npz or safetensors file, and φ from another (or from npy) if it is not in there.
+
+    Where names begin with that of a case and a slash, only those of ``case`` count.
 
     Raises
     ------
     ValueError
         If there is no gradient in it, or a file cannot be read.
     """
-    arrays = load_arrays(path)
+    arrays = of_case(load_arrays(path), case)
     named = {n.removeprefix("meta_grad."): a for n, a in arrays.items() if n.startswith("meta_grad.")}
     if not named and "meta_grad" not in arrays:
         near = ", ".join(sorted(arrays)[:6]) or "nothing"
@@ -143,23 +192,16 @@ def load_answers(path: PathLike, problem: Problem, phi: PathLike | None = None) 
     for name, key in (("support", "support_loss"), ("query", "query_loss"), ("query", "meta_loss")):
         if key in arrays:
             losses.setdefault(name, arrays[key])
-    adapted = _phi(arrays if phi is None else load_arrays(phi), problem, phi or path)
+    adapted = _phi(arrays if phi is None else of_case(load_arrays(phi), case), problem, phi or path)
     if phi is not None and adapted is None:
         raise ValueError(f"{phi} has neither phi nor task.000.phi.000.0.weight, ...")
     return Answers(named or arrays["meta_grad"], adapted, losses or None)
 
 
-def load_arrays(path: PathLike) -> dict[str, Array]:
-    """The arrays of an npz file; that of an npy file as "phi"."""
-    path = existing(path)
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"phi": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read {path} as npz: {error}") from None
+def of_case(arrays: dict[str, Array], case: str) -> dict[str, Array]:
+    """The arrays whose name begins with that of the case, without it; all if none does."""
+    own = {n.removeprefix(f"{case}/"): a for n, a in arrays.items() if n.startswith(f"{case}/")}
+    return own or arrays
 
 
 def _phi(arrays: dict[str, Array], problem: Problem, path: PathLike) -> Array | None:

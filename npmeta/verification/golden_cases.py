@@ -1,0 +1,301 @@
+"""A golden case: what is to be computed, the right numbers, and the numbers that mistakes make.
+
+Everything expected comes from the oracle (:mod:`npmeta.verification.oracle`); how far npmeta's own
+meta-gradient and the other oracles are from it is written into the case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from npmeta._validation import Array
+from npmeta.algorithms import MAML
+from npmeta.mlp import MLP, forward
+from npmeta.verification.computation import evaluate
+from npmeta.verification.faults import FAULTS
+from npmeta.verification.given import Given, layers, value_and_gradient
+from npmeta.verification.golden_families import SUITE_VERSION
+from npmeta.verification.golden_files import described, named_arrays, tensors_of
+from npmeta.verification.golden_settings import Setting
+from npmeta.verification.golden_words import ACTIVATION_FORMULAS, LOSS_FORMULAS
+from npmeta.verification.noise import Noise, relative
+from npmeta.verification.oracle import Reference, complex_step, extended, meta_gradient, richardson
+from npmeta.verification.problem import Problem
+from npmeta.verification.recipe import Recipe
+
+__all__ = ["SECOND_ORDER", "GoldenCase"]
+
+#: The mistake of a case that asks for the first-order gradient, and gets the exact one.
+SECOND_ORDER = "second_order_kept"
+
+METHOD = "adjoint with Hessian products by complex step of the gradient"
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenCase:
+    """One case, computed as it is asked for.
+
+    Attributes
+    ----------
+    setting : Setting
+    """
+
+    setting: Setting
+
+    @property
+    def id(self) -> str:
+        return self.setting.id
+
+    @cached_property
+    def maml(self) -> MAML:
+        """MAML as the case asks for it."""
+        return self.setting.maml
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The problem with exact second derivatives, also where the case asks for first order."""
+        exact = replace(self.maml, first_order=False)
+        return Problem(exact, self.setting.theta, self.setting.tasks)
+
+    @cached_property
+    def tolerance(self) -> dict[str, float]:
+        """The misfit up to which an answer is right, by its dtype: the doctor's, in two digits."""
+        noise = Noise(self.problem)
+        return {
+            dtype: float(f"{noise.tolerance(Recipe(), dtype):.1e}") for dtype in ("float64", "float32")
+        }
+
+    # --- tensors --------------------------------------------------------------------------------
+
+    @cached_property
+    def inputs(self) -> dict[str, Array]:
+        """All that an answer depends on."""
+        problem, maml = self.problem, self.maml
+        tensors = tensors_of(problem)
+        tensors["inner_lr"] = np.asarray(maml.inner_lr, dtype=np.float64)
+        tensors["inner_weight_decay"] = np.array(maml.inner_weight_decay)
+        for s, row in enumerate(problem.step_sizes(np.dtype(np.float64))[: problem.S]):
+            tensors |= named_arrays(f"step_size.{s:03}", problem, row)
+        return tensors
+
+    @cached_property
+    def tensors(self) -> dict[str, Array]:
+        """Inputs, what is expected, and wrong answers."""
+        problem, right = self.problem, self._oracle
+        tensors = dict(self.inputs)
+        tensors |= named_arrays("expected.meta_grad", problem, right.grad)
+        tensors |= named_arrays("expected.first_order_grad", problem, right.first_order)
+        tensors["expected.inner_lr_grad"] = right.grads["inner_lr"]
+        tensors["expected.meta_loss"] = np.array(right.loss)
+        tensors["expected.query_loss"] = right.task_loss
+        tensors["expected.support_loss"] = np.stack([loss for _, loss in self._path], axis=1)
+        for s, (phi, _) in enumerate(self._path):
+            for t in range(problem.T):
+                tensors |= named_arrays(f"expected.task.{t:03}.phi.{s:03}", problem, phi[t])
+        for word, gradient in self._acceptable.items():
+            tensors |= named_arrays(f"acceptable.{word}.meta_grad", problem, gradient)
+        for id, (gradient, _) in self._wrong.items():
+            if relative(gradient, right.grad) > self.tolerance["float64"]:
+                tensors |= named_arrays(f"wrong.{id}.meta_grad", problem, gradient)
+        return tensors
+
+    @cached_property
+    def _oracle(self) -> Reference:
+        return self._reference(self.maml)
+
+    def _reference(self, maml: MAML) -> Reference:
+        params = {"theta": self.problem.theta, "inner_lr": np.asarray(maml.inner_lr, np.float64)}
+        return meta_gradient(maml, params, self.problem.tasks, trials=0)
+
+    @cached_property
+    def _path(self) -> list[tuple[Array, Array]]:
+        """φ_s ``(T, P)`` and the support loss there ``(T,)``, for s = 0..S."""
+        given = self._given
+        points = [phi for phi, _ in given.passes(given.theta)]
+        return [(phi, value_and_gradient(given.objective, phi, given.support)[0]) for phi in points]
+
+    @property
+    def _given(self) -> Given:
+        return Given.of(self.maml, self.problem.theta, self.problem.tasks)
+
+    @cached_property
+    def _acceptable(self) -> dict[str, Array]:
+        """Gradients with another activation that is no mistake."""
+        return {
+            word: self._reference(self.setting.maml_with(MLP(self.setting.widths, other))).grad
+            for word, other in self.setting.also
+        }
+
+    @cached_property
+    def _wrong(self) -> dict[str, tuple[Array, dict[str, Any]]]:
+        """Every mistake in its first form: the gradient, and which form that is."""
+        problem, first_order = self.problem, self.setting.first_order
+        found: dict[str, tuple[Array, dict[str, Any]]] = {}
+        if first_order:
+            found[SECOND_ORDER] = problem.gradient, {"formula": "g", "detail": "", "factor": None}
+        for fault in FAULTS.values():
+            if first_order and fault.stage == "backward":
+                continue  # a mistake in what is left out
+            base = Recipe().having({"curvature": 0.0} if first_order else {})
+            for variant in list(fault.variants(problem))[:1]:
+                with np.errstate(all="ignore"):
+                    gradient = evaluate(problem, base.having(variant.changes))
+                    stays = np.isfinite(relative(gradient, self._oracle.grad))
+                if stays:
+                    form = {
+                        "formula": fault.formula,
+                        "detail": variant.detail,
+                        "factor": variant.factor,
+                    }
+                    found[fault.id] = gradient, form
+        return found
+
+    # --- words ----------------------------------------------------------------------------------
+
+    def document(self) -> dict[str, Any]:
+        """What ``case.json`` says."""
+        setting, problem, model = self.setting, self.problem, self.setting.model
+        return {
+            **described(problem),
+            "id": self.id,
+            "family": setting.family,
+            "about": setting.about,
+            "suite_version": SUITE_VERSION,
+            "result": "acceptable" if setting.also else "valid",
+            "algorithm": setting.algorithm,
+            "order": 1 if setting.first_order else 2,
+            "sizes": {
+                "T": problem.T,
+                "K": problem.K,
+                "Q": problem.Q,
+                "S": problem.S,
+                "P": problem.P,
+                "n_in": model.widths[0],
+                "n_out": model.widths[-1],
+            },
+            "layer": "y = x W + b",
+            "output_activation": "identity",
+            "activation_details": [
+                {
+                    "name": f.name,
+                    "formula": ACTIVATION_FORMULAS[f.name],
+                    "derivative_at_0": float(f.df(np.zeros(1), f.f(np.zeros(1)))[0]),
+                    "kinks": list(f.kinks),
+                }
+                for f in model.activations
+            ],
+            "inner_loss_details": _loss(setting.loss),
+            "outer_loss_details": _loss(setting.loss),
+            "targets": setting.targets or "values",
+            "inner_step": "phi[s+1] = phi[s] - step_size[s] * (grad + inner_weight_decay * phi[s])",
+            "inner_lr_kind": _kind(setting),
+            "adapted": self._adapted(),
+            "task_reduction": "mean",
+            "min_abs_z": min((float(np.abs(z).min()) for z in self._hidden()), default=None),
+            "min_distance_to_loss_kink": self._loss_kink(),
+            "tolerance": self.tolerance,
+            "acceptable": {
+                word: relative(gradient, self._oracle.grad)
+                for word, gradient in self._acceptable.items()
+            },
+            "oracle": {"method": METHOD, "agreement": self._agreement()},
+            **self._wrong_answers(),
+        }
+
+    def _adapted(self) -> list[str]:
+        """The arrays of parameters that the inner loop moves, in part at least."""
+        sizes = self.problem.step_sizes(np.dtype(np.float64))[: self.problem.S]
+        return [name for name, place in self.problem.blocks.items() if sizes[:, place].any()]
+
+    def _hidden(self) -> Iterator[Array]:
+        """Pre-activations of all hidden layers, in all passes."""
+        yield from (z for at in self._forward() for z in at.z[:-1])
+
+    def _forward(self) -> Iterator[Any]:
+        given = self._given
+        for phi, (x, _) in given.passes(given.theta):
+            point = layers(self.problem.maml.objective, phi)  # type: ignore[arg-type]
+            yield forward(point, self.setting.model.activations, x)
+
+    def _loss_kink(self) -> float | None:
+        """How near outputs come to where the loss, or its derivative, has a kink; None without one."""
+        distance: Callable[[Array, Array], Array]
+        if self.setting.loss == "huber":
+            distance = lambda o, y: np.abs(np.abs(o - y) - 1)  # noqa: E731
+        elif "hinge" in self.setting.loss:
+            distance = lambda o, y: np.abs(1 + o - (o * y).sum(-1, keepdims=True))[y == 0]  # noqa: E731
+        else:
+            return None
+        batches = (batch for _, batch in self._given.passes(self._given.theta))
+        pairs = zip(self._forward(), batches, strict=True)
+        return float(min(distance(at.z[-1], y).min() for at, (_, y) in pairs))
+
+    def _agreement(self) -> dict[str, dict[str, float]]:
+        """Relative distances of npmeta's own gradients, and of other oracles, from what is expected."""
+        maml, right, tasks = self.maml, self._oracle, self.problem.tasks
+        params = {"theta": self.problem.theta, "inner_lr": np.asarray(maml.inner_lr, np.float64)}
+        others = {"r_operator": maml.meta_gradient(params, tasks).grads}
+        if not maml.first_order:  # which is the derivative of nothing
+            others["complex_step"] = complex_step(maml, params, tasks)
+        found = {
+            tensor: {
+                method: relative(grads[name], right.grads[name]) for method, grads in others.items()
+            }
+            for tensor, name in (("meta_grad", "theta"), ("inner_lr_grad", "inner_lr"))
+        }
+        # At a kink a difference has nothing to say; SciPy has no normal distribution in long double.
+        if not maml.first_order and not self.setting.also:
+            long = extended() and all(f.name != "gelu" for f in self.setting.model.activations)
+            v = right.grad / np.linalg.norm(right.grad)
+            along = richardson(
+                maml, self.problem.theta, tasks, v, dtype=np.longdouble if long else np.float64
+            )
+            slope = float(v @ right.grad)
+            found["meta_grad"]["differences"] = abs(float(along.value[0]) - slope) / slope
+            found["meta_grad"]["differences_error"] = float(along.error[0]) / slope
+        return found
+
+    def _wrong_answers(self) -> dict[str, Any]:
+        """Which mistakes there are, and which of them cannot be seen here, or told apart."""
+        right, tolerance = self._oracle.grad, self.tolerance["float64"]
+        misfit = {id: relative(gradient, right) for id, (gradient, _) in self._wrong.items()}
+        seen = {id: wrong for id, wrong in self._wrong.items() if misfit[id] > tolerance}
+        return {
+            "wrong": {
+                id: {
+                    **form,
+                    "misfit": misfit[id],
+                    "same_as": [
+                        other
+                        for other, (p, _) in seen.items()
+                        if other != id and relative(p, gradient) <= tolerance
+                    ],
+                }
+                for id, (gradient, form) in seen.items()
+            },
+            "not_distinguishable": {
+                dtype: [id for id, r in misfit.items() if r <= limit]
+                for dtype, limit in self.tolerance.items()
+            },
+            "not_applicable": [id for id in FAULTS if id not in self._wrong],
+        }
+
+
+def _loss(name: str) -> dict[str, str]:
+    formula = LOSS_FORMULAS[name]
+    return {"name": name, "formula": formula.formula, "outputs": formula.outputs, "rows": formula.rows}
+
+
+def _kind(setting: Setting) -> str:
+    """What shape ``inner_lr`` has."""
+    if not isinstance(setting.step_sizes, str):
+        return "number"
+    by_layer, by_parameter = ("head", "body"), ("weights", "every other parameter")
+    if setting.step_sizes in by_layer:
+        return "layer"
+    return "parameter" if setting.step_sizes in by_parameter else setting.step_sizes

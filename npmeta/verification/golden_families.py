@@ -1,0 +1,182 @@
+"""The golden cases: one family for everything that an implementation could get wrong.
+
+The first case is the design in which no two mistakes make the same gradient: T = 3, K = 5, Q = 7,
+11 outputs, S = 3, α = 0.1, three different layers of which one is square, a smooth nonlinear network.
+All others change one thing about it. A new case is an entry in :data:`SETTINGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from npmeta._validation import Array
+from npmeta.activations import RELU, SOFTPLUS, Activation, leaky_relu
+from npmeta.verification.golden_settings import Setting
+
+__all__ = ["SETTINGS", "SUITE_VERSION"]
+
+#: To be raised with every change of a setting or its numbers. Another case, or another mistake among
+#: the wrong answers, changes nothing that is there.
+SUITE_VERSION = 1
+
+
+def _family(family: str, **shared: object) -> Callable[..., Setting]:
+    def setting(name: str, about: str, **own: object) -> Setting:
+        return Setting(family, name, about, **{**shared, **own})  # type: ignore[arg-type]
+
+    return setting
+
+
+def _activations() -> Iterator[Setting]:
+    case = _family("activation")
+    yield case("identity", "a linear network", activation="identity")
+    yield case("relu", "f'' = 0 away from the kink", activation="relu", draw=1)
+    yield case("leaky_relu", "slope 0.01 on the left", activation="leaky_relu", draw=1)
+    yield case("elu", "f'' jumps at 0", activation="elu", draw=1)
+    yield case("sigmoid", "", activation="sigmoid")
+    yield case("softplus", "", activation="softplus")
+    yield case("gelu", "with the normal distribution function, not by tanh", activation="gelu")
+    yield case("silu", "also called swish", activation="silu")
+    yield case("sin", "as in a SIREN", activation="sin")
+    yield case("mixed", "one a layer: relu, then tanh", activation=("relu", "tanh"))
+
+
+def _losses() -> Iterator[Setting]:
+    case = _family("loss")
+    yield case("huber", "δ = 1: quadratic and linear parts", loss="huber", draw=2)
+    yield case("cross_entropy", "integer labels", loss="cross_entropy", targets="labels")
+    yield case("cross_entropy-shares", "soft labels", loss="cross_entropy", targets="shares")
+    yield case("binary_cross_entropy", "of logits", loss="binary_cross_entropy")
+    yield case("hinge", "of classes (Weston & Watkins)", loss="hinge", targets="labels", draw=11)
+    yield case("squared_hinge", "of classes", loss="squared_hinge", targets="labels", draw=2)
+    yield case("poisson_nll", "of counts; outputs are log-rates", loss="poisson_nll")
+    yield case("mse-one-output", "where targets may be broadcast by mistake", widths=(4, 6, 6, 1))
+    yield case(
+        "cross_entropy-relu",
+        "the usual classifier",
+        loss="cross_entropy",
+        targets="labels",
+        activation="relu",
+    )
+
+
+def _shapes() -> Iterator[Setting]:
+    depth = _family("depth")
+    yield depth("0", "no hidden layer: linear regression", widths=(4, 11))
+    yield depth("1", "one hidden layer", widths=(4, 6, 11))
+    yield depth("3", "three hidden layers", widths=(4, 6, 6, 6, 11))
+    yield depth("4", "four hidden layers of different widths", widths=(4, 8, 6, 6, 9, 11))
+    steps = _family("steps")
+    yield steps("0", "no inner step: ordinary training on the query sets", S=0)
+    for S, about in ((1, "one inner step: one Hessian"), (2, ""), (5, ""), (10, "")):
+        yield steps(str(S), about or f"{S} inner steps", S=S)
+    sizes = _family("size")
+    yield sizes("one-task", "a sum over tasks is their mean", T=1)
+    yield sizes("one-shot", "one support row", K=1)
+    yield sizes("one-query", "one query row", Q=1)
+    yield sizes("equal", "as many support as query rows", K=5, Q=5)
+    yield sizes("one-input", "one input and one output, as for sine waves", widths=(1, 6, 6, 1))
+
+
+def _step_size_kinds() -> Iterator[Setting]:
+    case = _family("step-size")
+    yield case("small", "α = 0.001", step_sizes=0.001)
+    yield case("large", "α = 1", step_sizes=1.0)
+    yield case("layer", "α for every layer", step_sizes="layer")
+    yield case("step", "α for every step", step_sizes="step")
+    yield case("step_and_layer", "α for every step and layer (LSLR)", step_sizes="step_and_layer")
+    yield case("parameter", "α for every parameter (Meta-SGD)", step_sizes="parameter")
+    yield case("step_and_parameter", "α for every step and parameter", step_sizes="step_and_parameter")
+    mask = _family("mask")
+    yield mask("head", "the last layer alone is adapted (ANIL)", step_sizes="head")
+    yield mask("body", "all but the last layer are adapted (BOIL)", step_sizes="body")
+    yield mask("weights", "biases are not adapted", step_sizes="weights")
+    yield mask("scattered", "every other parameter is adapted", step_sizes="every other parameter")
+    decay = _family("weight-decay")
+    yield decay("tanh", "w = 0.1 in the inner loop", weight_decay=0.1)
+    yield decay(
+        "relu",
+        "w = 0.1, cross-entropy, α for every layer",
+        weight_decay=0.1,
+        activation="relu",
+        loss="cross_entropy",
+        targets="labels",
+        step_sizes="layer",
+    )
+    order = _family("first-order", first_order=True)
+    yield order("tanh", "the first-order approximation is what is asked for (FOMAML)")
+    yield order(
+        "relu",
+        "also for the usual classifier",
+        activation="relu",
+        loss="cross_entropy",
+        targets="labels",
+    )
+    yield order("weight-decay", "the decay's derivative is left out too", weight_decay=0.1)
+    yield order("parameter", "with α for every parameter", step_sizes="parameter")
+
+
+def _edges() -> Iterator[Setting]:
+    case = _family("edge")
+    yield case(
+        "relu-at-0",
+        "zero biases and a row of zeros: z = 0 exactly; f'(0) = 0 here, 1 or ½ elsewhere",
+        activation="relu",
+        changed="zero row",
+        also=(
+            ("slope_at_0_is_1", _with_slope_at_0(RELU, 1.0)),
+            ("slope_at_0_is_half", _with_slope_at_0(RELU, 0.5)),
+        ),
+    )
+    yield case(
+        "leaky_relu-at-0",
+        "the same with f'(0) = 0.01 here, 1 elsewhere",
+        activation="leaky_relu",
+        changed="zero row",
+        also=(("slope_at_0_is_1", _with_slope_at_0(leaky_relu(), 1.0)),),
+    )
+    yield case(
+        "softplus-beyond-20",
+        "pre-activations beyond 20, where some softplus are the identity, off by 2e-9",
+        activation="softplus",
+        changed="large",
+        also=(("identity_beyond_20", _CUT_SOFTPLUS),),
+    )
+
+
+def _with_slope_at_0(f: Activation, slope: float) -> Activation:
+    """A piecewise linear activation with another derivative at the kink."""
+    return Activation(
+        f.name,
+        lambda z: np.where(z.real == 0, slope * z, f.f(z)),
+        lambda z, a: np.where(z.real == 0, slope, f.df(z, a)),
+        None,
+        f.kinks,
+    )
+
+
+def _cut(inside: Callable[..., Array], beyond: float) -> Callable[..., Array]:
+    """A derivative of softplus that is that of the identity beyond 20."""
+    return lambda z, a: np.where(z.real > 20, beyond, inside(z, a))
+
+
+assert SOFTPLUS.d2f is not None
+_CUT_SOFTPLUS = Activation(
+    "softplus",
+    lambda z: np.where(z.real > 20, z, SOFTPLUS.f(z)),
+    _cut(SOFTPLUS.df, 1.0),
+    _cut(SOFTPLUS.d2f, 0.0),
+)
+
+
+#: Every case, the design first.
+SETTINGS: Sequence[Setting] = [
+    Setting("base", "", "the design in which no two mistakes make the same gradient"),
+    *_activations(),
+    *_losses(),
+    *_shapes(),
+    *_step_size_kinds(),
+    *_edges(),
+]

@@ -1,0 +1,195 @@
+"""The suite of golden vectors as a folder: writing it, and reading its index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npmeta._blas import one_thread
+from npmeta._validation import unknown_name
+from npmeta.tasks.checks import PathLike, existing
+from npmeta.verification.golden_cases import GoldenCase
+from npmeta.verification.golden_families import SETTINGS, SUITE_VERSION
+from npmeta.verification.golden_settings import Setting
+from npmeta.verification.golden_tensors import npz_bytes, safetensors_bytes
+
+__all__ = ["cases", "check_sums", "inputs_digest", "read_index", "write"]
+
+SUITE = "npmeta golden vectors"
+SCHEMAS = ("index.schema.json", "case.schema.json")
+
+
+def cases() -> dict[str, Setting]:
+    """The settings of all cases, by id."""
+    return {setting.id: setting for setting in SETTINGS}
+
+
+def write(folder: PathLike, only: Sequence[str] | None = None) -> Path:
+    """Write the suite.
+
+    On the same machine, with the same versions of npmeta, NumPy and SciPy, it has the same bytes every
+    time, whatever the number of threads. Elsewhere inputs have the same bytes, and expected values may
+    differ in the last digit, as BLAS and the mathematical functions do.
+
+    Parameters
+    ----------
+    folder : path
+        New or empty, or with a suite, which is replaced.
+    only : sequence of str, optional
+        Ids of the cases to write; by default all.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder has other files in it, or an id is unknown.
+    """
+    folder = Path(folder).expanduser()
+    known = cases()
+    for id in only or ():
+        if id not in known:
+            raise unknown_name(id, list(known), "case")
+    _check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # The suite is made beside its place, and appears there whole or not at all.
+    making = folder.with_name(f".{folder.name}.{os.urandom(6).hex()}")
+    try:
+        with one_thread():
+            _write(making, [known[id] for id in (known if only is None else dict.fromkeys(only))])
+        _put(making, folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, settings: Sequence[Setting]) -> None:
+    import scipy
+
+    from npmeta import __version__
+
+    files: dict[str, str] = {}
+
+    def save(name: str, content: bytes) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        files[name] = hashlib.sha256(content).hexdigest()
+
+    for name in SCHEMAS:
+        save(f"schema/{name}", (resources.files(__package__) / f"golden_{name}").read_bytes())
+    entries = []
+    for setting in settings:
+        case = GoldenCase(setting)
+        tensors = case.tensors
+        save(f"cases/{case.id}/case.json", _json(case.document()))
+        save(f"cases/{case.id}/tensors.npz", npz_bytes(tensors))
+        save(f"cases/{case.id}/tensors.safetensors", safetensors_bytes(tensors))
+        entries.append(
+            {
+                "id": case.id,
+                "family": setting.family,
+                "about": setting.about,
+                "inputs_sha256": inputs_digest(case),
+            }
+        )
+    index = {
+        "suite": SUITE,
+        "suite_version": SUITE_VERSION,
+        "made_with": {
+            "npmeta": __version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "machine": platform.machine(),
+        },
+        "cases": entries,
+        "files": files,
+    }
+    (folder / "index.json").write_bytes(_json(index))
+
+
+def inputs_digest(case: GoldenCase) -> str:
+    """SHA-256 of a case's inputs (as safetensors), the same on every machine."""
+    return hashlib.sha256(safetensors_bytes(case.inputs)).hexdigest()
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise ValueError unless the folder is new, empty, or has a suite and nothing else in it."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; the suite needs a folder")
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if not present:
+        return
+    if "index.json" not in present:
+        raise ValueError(f"{folder} is not empty and has no suite; name a new folder")
+    others = sorted(present - {"index.json", *read_index(folder)["files"]})
+    if others:
+        raise ValueError(
+            f"{folder} has files that are not the suite's, {others[0]} for one; move them, or name a "
+            f"new folder"
+        )
+
+
+def _put(new: Path, place: Path) -> None:
+    """Rename a folder to a place, where there may be an older one."""
+    place = Path(os.path.realpath(place))  # a link stays a link
+    old = new.with_name(f"{new.name}.old")
+    if place.exists():
+        os.replace(place, old)
+    os.replace(new, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# --- read -------------------------------------------------------------------------------------------
+
+
+def read_index(folder: PathLike) -> dict[str, Any]:
+    """``index.json`` of a suite.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it is that of another version.
+    """
+    folder = existing(folder)
+    path = folder / "index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(index, dict) or index.get("suite") != SUITE:
+        raise ValueError(f"{folder} has no suite of golden vectors: npmeta golden write DIR makes one")
+    if index.get("suite_version") != SUITE_VERSION:
+        raise ValueError(
+            f"{folder} has version {index.get('suite_version')} of the suite, this is version "
+            f"{SUITE_VERSION}; npmeta golden write DIR makes a new one"
+        )
+    return index
+
+
+def check_sums(folder: Path, files: Mapping[str, str], case: str) -> None:
+    """Raise ValueError unless the files of a case are those that were written."""
+    for name, expected in files.items():
+        if name.startswith(f"cases/{case}/"):
+            actual = hashlib.sha256(existing(folder / name).read_bytes()).hexdigest()
+            if actual != expected:
+                raise ValueError(f"{folder / name} has been changed: its SHA-256 is not the index's")
