@@ -120,5 +120,7 @@ def _linear(problem: Problem, c: Array) -> Iterator[Hypothesis]:
         weight = float((c - q) @ bent / (bent @ bent))
         yield _hypothesis("second_order_weight", {"second": weight}, weight)
     largest = float(np.abs(c).max())
-    if (np.abs(c) >= (1 - 1e-6) * largest).sum() > 1:
+    nearly = 1 - 1e-6
+    # Several entries at the limit, or one that would be the largest and has come down to it.
+    if (np.abs(c) >= nearly * largest).sum() > 1 or largest < nearly * np.abs(g).max():
         yield _hypothesis("values_clipped", {"finish": (("clip", largest),)}, largest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from npmeta.verification.golden_families import SUITE_VERSION
 from npmeta.verification.golden_files import described, named_arrays, tensors_of
 from npmeta.verification.golden_settings import Setting
 from npmeta.verification.golden_words import ACTIVATION_FORMULAS, LOSS_FORMULAS
-from npmeta.verification.noise import Noise, relative
+from npmeta.verification.noise import CEILING_OF_MISTAKES, Noise, relative
 from npmeta.verification.oracle import Reference, complex_step, extended, meta_gradient, richardson
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Recipe
@@ -33,7 +33,19 @@ __all__ = ["SECOND_ORDER", "GoldenCase"]
 #: The mistake of a case that asks for the first-order gradient, and gets the exact one.
 SECOND_ORDER = "second_order_kept"
 
+#: A mistake so far from what is right may have an inner loop that runs away.
+FAR = 1e3
+
 METHOD = "adjoint with Hessian products by complex step of the gradient"
+
+
+class _Wrong(NamedTuple):
+    """What a mistake makes of the gradient, and how far that is from the right one."""
+
+    gradient: Array
+    misfit: float
+    recipe: Recipe
+    form: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +111,9 @@ class GoldenCase:
                 tensors |= named_arrays(f"expected.task.{t:03}.phi.{s:03}", problem, phi[t])
         for word, gradient in self._acceptable.items():
             tensors |= named_arrays(f"acceptable.{word}.meta_grad", problem, gradient)
-        for id, (gradient, _) in self._wrong.items():
-            if relative(gradient, right.grad) > self.tolerance["float64"]:
-                tensors |= named_arrays(f"wrong.{id}.meta_grad", problem, gradient)
+        for id, wrong in self._wrong.items():
+            if wrong.misfit > self.tolerance["float64"]:
+                tensors |= named_arrays(f"wrong.{id}.meta_grad", problem, wrong.gradient)
         return tensors
 
     @cached_property
@@ -132,31 +144,35 @@ class GoldenCase:
         }
 
     @cached_property
-    def _wrong(self) -> dict[str, tuple[Array, dict[str, Any]]]:
-        """Every mistake in its first form: the gradient, and which form that is."""
-        problem, first_order = self.problem, self.setting.first_order
-        found: dict[str, tuple[Array, dict[str, Any]]] = {}
+    def _wrong(self) -> dict[str, _Wrong]:
+        """Every mistake in its first form."""
+        problem, right, first_order = self.problem, self._oracle.grad, self.setting.first_order
+        found: dict[str, _Wrong] = {}
         if first_order:
-            found[SECOND_ORDER] = problem.gradient, {"formula": "g", "detail": "", "factor": None}
+            g = problem.gradient
+            form: dict[str, Any] = {"formula": "g", "detail": "", "factor": None}
+            found[SECOND_ORDER] = _Wrong(g, relative(g, right), Recipe(), form)
+        base = Recipe().having({"curvature": 0.0} if first_order else {})
         for fault in FAULTS.values():
             if first_order and fault.stage == "backward":
                 continue  # a mistake in what is left out
-            base = Recipe().having({"curvature": 0.0} if first_order else {})
             for variant in list(fault.variants(problem))[:1]:
+                recipe = base.having(variant.changes)
                 with np.errstate(all="ignore"):
-                    gradient = evaluate(problem, base.having(variant.changes))
-                    stays = np.isfinite(relative(gradient, self._oracle.grad))
-                if stays:
+                    gradient = evaluate(problem, recipe)
+                    misfit = relative(gradient, right)
+                if np.isfinite(misfit):
                     form = {
                         "formula": fault.formula,
                         "detail": variant.detail,
                         "factor": variant.factor,
                     }
-                    found[fault.id] = gradient, form
+                    found[fault.id] = _Wrong(gradient, misfit, recipe, form)
         return found
 
     # --- words ----------------------------------------------------------------------------------
 
+    @cached_property
     def document(self) -> dict[str, Any]:
         """What ``case.json`` says."""
         setting, problem, model = self.setting, self.problem, self.setting.model
@@ -262,25 +278,33 @@ class GoldenCase:
 
     def _wrong_answers(self) -> dict[str, Any]:
         """Which mistakes there are, and which of them cannot be seen here, or told apart."""
-        right, tolerance = self._oracle.grad, self.tolerance["float64"]
-        misfit = {id: relative(gradient, right) for id, (gradient, _) in self._wrong.items()}
-        seen = {id: wrong for id, wrong in self._wrong.items() if misfit[id] > tolerance}
+        limits, noise = self.tolerance, Noise(self.problem)
+        nearest = limits["float64"]
+        seen = {id: wrong for id, wrong in self._wrong.items() if wrong.misfit > nearest}
         return {
             "wrong": {
                 id: {
-                    **form,
-                    "misfit": misfit[id],
+                    **wrong.form,
+                    "misfit": wrong.misfit,
                     "same_as": [
                         other
-                        for other, (p, _) in seen.items()
-                        if other != id and relative(p, gradient) <= tolerance
+                        for other in seen
+                        if other != id and relative(seen[other].gradient, wrong.gradient) <= nearest
                     ],
                 }
-                for id, (gradient, form) in seen.items()
+                for id, wrong in seen.items()
             },
             "not_distinguishable": {
-                dtype: [id for id, r in misfit.items() if r <= limit]
-                for dtype, limit in self.tolerance.items()
+                dtype: [id for id, wrong in self._wrong.items() if wrong.misfit <= limit]
+                for dtype, limit in limits.items()
+            },
+            "not_reproducible": {
+                dtype: [
+                    id
+                    for id, wrong in self._wrong.items()
+                    if wrong.misfit > FAR and noise.of(wrong.recipe, dtype) > CEILING_OF_MISTAKES
+                ]
+                for dtype in limits
             },
             "not_applicable": [id for id in FAULTS if id not in self._wrong],
         }

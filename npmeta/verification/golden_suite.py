@@ -94,7 +94,7 @@ def _write(folder: Path, settings: Sequence[Setting]) -> None:
     for setting in settings:
         case = GoldenCase(setting)
         tensors = case.tensors
-        save(f"cases/{case.id}/case.json", _json(case.document()))
+        save(f"cases/{case.id}/case.json", _json(case.document))
         save(f"cases/{case.id}/tensors.npz", npz_bytes(tensors))
         save(f"cases/{case.id}/tensors.safetensors", safetensors_bytes(tensors))
         entries.append(

@@ -1,0 +1,60 @@
+"""What the tests of golden vectors share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from npmeta.verification import FAULTS, Doctor
+from npmeta.verification.computation import evaluate
+from npmeta.verification.golden_cases import GoldenCase
+from npmeta.verification.golden_families import SETTINGS
+from npmeta.verification.hypotheses import Hypothesis
+
+#: The doctor judges exact meta-gradients.
+SECOND_ORDER = [setting for setting in SETTINGS if not setting.first_order]
+
+
+def every_mistake(case: GoldenCase) -> list[Hypothesis]:
+    """The first form of every mistake of the case."""
+    document = case.document
+    ids = [*document["wrong"], *document["not_distinguishable"]["float64"]]
+    return [Hypothesis.of((FAULTS[id], next(iter(FAULTS[id].variants(case.problem))))) for id in ids]
+
+
+def planted(case: GoldenCase, hypothesis: Hypothesis, dtype: str) -> np.ndarray:
+    """The gradient that the mistake makes, computed in that dtype."""
+    recipe = hypothesis.recipe
+    recipe = recipe if dtype == "float64" else replace(recipe, dtype=dtype)
+    with np.errstate(all="ignore"):
+        return evaluate(case.problem, recipe).astype(dtype)
+
+
+def check_mistake(case: GoldenCase, doctor: Doctor, hypothesis: Hypothesis, dtype: str) -> str:
+    """Assert what the doctor has to say of a planted mistake; what it was: "named", "tie", ..."""
+    (id,), document = hypothesis.ids, case.document
+    if id in document["not_reproducible"][dtype]:
+        return "not reproducible"
+    found = doctor.diagnose(planted(case, hypothesis, dtype))
+    said = f"{case.id} {dtype} {id}\n{found}"
+    if id in document["not_distinguishable"][dtype]:
+        assert found.fault is None, said
+        assert found.verdict in ("pass", "inconclusive"), said
+        assert id in found.ties or id == "float32", said
+        return "not distinguishable"
+    assert found.verdict == "fail", said
+    if found.fault == id:
+        return "named"
+    # What is named in its place makes the same gradient here, to the dtype's precision.
+    assert id in found.ties, said
+    assert found.fault is not None, said
+    (named,) = (FAULTS[one] for one in [found.fault])
+    wrong = evaluate(case.problem, hypothesis.recipe)
+    others = [
+        evaluate(case.problem, Hypothesis.of((named, variant)).recipe)
+        for variant in named.variants(case.problem)
+    ]
+    nearest = min(np.linalg.norm(other - wrong) for other in others)
+    assert nearest <= 10 * case.tolerance[dtype] * np.linalg.norm(wrong), said
+    return "tie"

@@ -1,0 +1,576 @@
+"""Golden vectors: what is in the files, that they are right, and that answers are judged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import npmeta as nm
+from npmeta.activations import ACTIVATIONS
+from npmeta.cli import main
+from npmeta.losses import LOSSES
+from npmeta.verification import FAULTS, golden
+from npmeta.verification.golden_cases import GoldenCase
+from npmeta.verification.golden_families import SETTINGS
+from npmeta.verification.golden_files import load_problem
+from npmeta.verification.golden_suite import inputs_digest
+from npmeta.verification.golden_tensors import load_arrays, npz_bytes, safetensors_bytes
+from npmeta.verification.golden_words import ACTIVATION_FORMULAS, LOSS_FORMULAS
+
+ROOT = Path(__file__).parent.parent
+IDS = [setting.id for setting in SETTINGS]
+
+#: Version of the suite, and SHA-256 of the inputs of all of its cases. Where the second changes, the
+#: first has to.
+INPUTS = (1, "66217bf4b7d336ac5139b788829a56748dd32d9115f5109d10fba3f34c13a5ae")
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> Path:
+    return golden.write(tmp_path_factory.mktemp("golden") / "suite")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Path:
+    only = ["base", "steps-1", "first-order-tanh", "edge-relu-at-0", "loss-cross_entropy"]
+    return golden.write(tmp_path_factory.mktemp("golden") / "few", only=only)
+
+
+@cache
+def document(suite: Path, id: str) -> dict:
+    return json.loads((suite / "cases" / id / "case.json").read_text("utf-8"))
+
+
+@cache
+def tensors(suite: Path, id: str) -> dict[str, np.ndarray]:
+    return load_arrays(suite / "cases" / id / "tensors.safetensors")
+
+
+def answers(suite: Path, prefix: str, ids=IDS, dtype=np.float64) -> dict[str, np.ndarray]:
+    """Tensors of cases that begin with a prefix, as answers."""
+    return {
+        f"{id}/{name.removeprefix(prefix)}": array.astype(dtype)
+        for id in ids
+        if (suite / "cases" / id).exists()
+        for name, array in tensors(suite, id).items()
+        if name.startswith(prefix)
+    }
+
+
+def flat(arrays: dict[str, np.ndarray], prefix: str, names: list[str]) -> np.ndarray:
+    return np.concatenate([arrays[f"{prefix}.{name}"].reshape(-1) for name in names])
+
+
+# --- the files --------------------------------------------------------------------------------------
+
+
+def test_the_index_has_every_file_and_its_sum(suite):
+    index = golden.read_index(suite)
+    present = {path.relative_to(suite).as_posix() for path in suite.rglob("*") if path.is_file()}
+    assert present == {"index.json", *index["files"]}
+    for name, expected in index["files"].items():
+        assert hashlib.sha256((suite / name).read_bytes()).hexdigest() == expected
+    assert [entry["id"] for entry in index["cases"]] == IDS
+    assert sum(path.stat().st_size for path in suite.rglob("*") if path.is_file()) < 30e6
+
+
+def test_files_follow_their_schemas(suite):
+    jsonschema = pytest.importorskip("jsonschema")
+
+    def validator(name):
+        schema = json.loads((suite / "schema" / f"{name}.schema.json").read_text("utf-8"))
+        jsonschema.Draft202012Validator.check_schema(schema)
+        return jsonschema.Draft202012Validator(schema)
+
+    validator("index").validate(golden.read_index(suite))
+    of_case = validator("case")
+    for id in IDS:
+        of_case.validate(document(suite, id))
+    broken = {name: entry for name, entry in document(suite, "base").items() if name != "layout"}
+    assert not of_case.is_valid(broken)
+
+
+def test_both_containers_have_the_same_tensors(suite):
+    for id in IDS:
+        folder = suite / "cases" / id
+        with np.load(folder / "tensors.npz", allow_pickle=False) as npz:
+            one = {name: npz[name] for name in npz.files}
+        other = tensors(suite, id)
+        assert one.keys() == other.keys()
+        for name, array in one.items():
+            assert array.dtype == other[name].dtype in (np.float64, np.int64)
+            np.testing.assert_array_equal(array, other[name], strict=True)
+
+
+def test_safetensors_are_those_of_the_package(few):
+    package = pytest.importorskip("safetensors.numpy")
+    path = few / "cases" / "loss-cross_entropy" / "tensors.safetensors"
+    own, theirs = load_arrays(path), package.load_file(path)
+    assert own.keys() == theirs.keys()
+    for name, array in own.items():
+        np.testing.assert_array_equal(array, theirs[name], strict=True)
+    arrays = {
+        "b": np.arange(6.0).reshape(2, 3).T,  # not in C order
+        "a": np.ones(3, np.float32),
+        "none": np.zeros((0, 2)),
+        "scalar": np.array(7),
+        "flag": np.array([True, False, True]),
+    }
+    theirs = package.load(safetensors_bytes(arrays))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(theirs[name], array, strict=True)
+    path = few.parent / "theirs.safetensors"
+    package.save_file({name: a.copy("C") for name, a in arrays.items()}, path, {"by": "me"})
+    for name, array in load_arrays(path).items():
+        np.testing.assert_array_equal(array, arrays[name], strict=True)
+
+
+def test_npz_has_no_times(few):
+    with zipfile.ZipFile(few / "cases" / "base" / "tensors.npz") as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert archive.namelist() == sorted(archive.namelist())
+    one, other = np.zeros(2), np.ones(2)
+    assert npz_bytes({"b": one, "a": other}) == npz_bytes({"a": other, "b": one})
+
+
+def test_two_processes_write_the_same_bytes(few, tmp_path):
+    """With one BLAS thread and with four, and dictionaries in another order."""
+    only = [path.name for path in (few / "cases").iterdir()]
+    script = f"from npmeta.verification import golden; golden.write('suite', only={sorted(only)})"
+    for threads in ("1", "4"):
+        folder = tmp_path / threads
+        folder.mkdir()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONHASHSEED": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "OMP_NUM_THREADS": threads,
+        }
+        subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True)
+        for path in sorted(few.rglob("cases/*/*")):
+            other = folder / "suite" / path.relative_to(few)
+            assert other.read_bytes() == path.read_bytes(), path
+
+
+def test_inputs_are_those_of_this_version():
+    digests = "".join(inputs_digest(GoldenCase(setting)) for setting in SETTINGS)
+    assert (golden.SUITE_VERSION, hashlib.sha256(digests.encode()).hexdigest()) == INPUTS
+
+
+# --- what is in them --------------------------------------------------------------------------------
+
+
+def test_every_kind_has_a_case(suite):
+    documents = [document(suite, id) for id in IDS]
+    assert {name for d in documents for name in d["activation"]} == set(ACTIVATIONS)
+    assert {d["inner_loss"] for d in documents} == set(LOSSES)
+    assert {d["inner_lr_kind"] for d in documents} == {
+        "number",
+        "layer",
+        "step",
+        "step_and_layer",
+        "parameter",
+        "step_and_parameter",
+    }
+    assert {d["inner_steps"] for d in documents} >= {0, 1, 2, 3, 5, 10}
+    assert {len(d["widths"]) - 1 for d in documents} >= {1, 2, 3, 4, 5}
+    assert {d["order"] for d in documents} == {1, 2}
+    assert any(d["inner_weight_decay"] for d in documents)
+    adapted = {tuple(d["adapted"]) for d in documents}
+    assert {("2.weight", "2.bias"), ("0.weight", "1.weight", "2.weight")} <= adapted
+
+
+def test_the_design(suite):
+    base, arrays = document(suite, "base"), tensors(suite, "base")
+    sizes = base["sizes"]
+    assert [sizes[letter] for letter in ("T", "K", "Q", "n_out", "S")] == [3, 5, 7, 11, 3]
+    assert base["inner_lr"] == arrays["inner_lr"] == 0.1
+    assert any(a == b for a, b in zip(base["widths"], base["widths"][1:], strict=False))
+    assert not base["not_distinguishable"]["float64"]
+    assert not any(wrong["same_as"] for wrong in base["wrong"].values())
+    assert set(base["wrong"]) | set(base["not_applicable"]) == set(FAULTS)
+    # The nearest two of all predictions differ by far more than float32 rounds.
+    names = base["parameter_order"]
+    predictions = {
+        id: flat(arrays, f"wrong.{id}.meta_grad", names)
+        for id in base["wrong"]
+        if id not in ("float32", "zeros")
+    }
+    P = np.array([*predictions.values(), flat(arrays, "expected.meta_grad", names)])
+    distance = np.linalg.norm(P[:, None] - P, axis=-1) / np.linalg.norm(P, axis=-1)
+    assert distance[~np.eye(len(P), dtype=bool)].min() > 1e-4
+
+
+@pytest.mark.parametrize("method", ["r_operator", "complex_step"])
+def test_oracles_agree(suite, method):
+    """To a few roundings; the gradient by α is a sum over parameters that may cancel in part."""
+    for id in IDS:
+        agreement = document(suite, id)["oracle"]["agreement"]
+        if method in agreement["meta_grad"] or not id.startswith("first-order"):
+            assert agreement["meta_grad"][method] < 1e-14, id
+            assert agreement["inner_lr_grad"][method] < 1e-13, id
+
+
+def test_differences_agree(suite):
+    for id in IDS:
+        agreement = document(suite, id)["oracle"]["agreement"]["meta_grad"]
+        if "differences" in agreement:
+            rounding = 1e-14
+            assert agreement["differences"] < 10 * agreement["differences_error"] + rounding, id
+            assert agreement["differences_error"] < 1e-9, id
+
+
+def test_expected_values_are_npmetas_own(suite):
+    """Recomputed from the files alone, by the R-operator."""
+    for id in IDS:
+        case, arrays = document(suite, id), tensors(suite, id)
+        names, T, S = case["parameter_order"], case["sizes"]["T"], case["inner_steps"]
+        model = nm.MLP(case["widths"], case["activation"])
+        maml = nm.MAML(
+            model,
+            case["inner_loss"],
+            arrays["inner_lr"],
+            S,
+            first_order=case["order"] == 1,
+            inner_weight_decay=case["inner_weight_decay"],
+        )
+        tasks = nm.TaskBatch(
+            *(
+                np.stack([arrays[f"task.{t:03}.{part}"] for t in range(T)])
+                for part in ("support.x", "support.y", "query.x", "query.y")
+            )
+        )
+        theta = flat(arrays, "theta", names)
+        out = maml.meta_gradient({"theta": theta, "inner_lr": arrays["inner_lr"]}, tasks)
+        expected = flat(arrays, "expected.meta_grad", names)
+        np.testing.assert_allclose(out.grad, expected, atol=1e-13 * np.abs(expected).max())
+        by_alpha = arrays["expected.inner_lr_grad"]
+        np.testing.assert_allclose(
+            out.grads["inner_lr"], by_alpha, atol=1e-12 * np.abs(by_alpha).max(), strict=True
+        )
+        np.testing.assert_allclose(out.loss, arrays["expected.meta_loss"], rtol=1e-13)
+        np.testing.assert_allclose(out.task_loss, arrays["expected.query_loss"], rtol=1e-13)
+        phi = maml.adapt(theta, tasks.support_x, tasks.support_y)
+        for t in range(T):
+            last = flat(arrays, f"expected.task.{t:03}.phi.{S:03}", names)
+            np.testing.assert_allclose(phi[t], last, atol=1e-13 * np.abs(last).max())
+            first = flat(arrays, f"expected.task.{t:03}.phi.000", names)
+            np.testing.assert_array_equal(first, theta)
+        at_start = nm.Risk(model, case["inner_loss"]).linearize(theta, tasks.support_x, tasks.support_y)
+        np.testing.assert_allclose(arrays["expected.support_loss"][:, 0], at_start.value, rtol=1e-13)
+        assert arrays["expected.support_loss"].shape == (T, S + 1)
+
+
+def test_step_sizes_are_written_out(suite):
+    for id in IDS:
+        case, arrays = document(suite, id), tensors(suite, id)
+        layers = np.repeat(np.arange(len(case["widths"]) - 1), 2)
+        for s in range(case["inner_steps"]):
+            for layer, name in zip(layers, case["parameter_order"], strict=True):
+                sizes = arrays[f"step_size.{s:03}.{name}"]
+                assert sizes.shape == arrays[f"theta.{name}"].shape
+                assert (sizes.any()) == (name in case["adapted"])
+                given = arrays["inner_lr"]
+                if given.ndim == 0:
+                    assert (sizes == given).all()
+                elif given.shape[1] == layers[-1] + 1:
+                    assert (sizes == given[min(s, len(given) - 1), layer]).all()
+
+
+def test_no_case_is_near_a_kink(suite):
+    """Float32 moves z by 1e-7; edge cases are at a kink exactly."""
+    for id in IDS:
+        case = document(suite, id)
+        kinked = any(details["kinks"] for details in case["activation_details"])
+        if case["result"] == "acceptable":
+            assert case["acceptable"], id
+            assert not kinked or case["min_abs_z"] == 0, id
+        elif kinked:
+            assert case["min_abs_z"] > 1e-3, id
+        if case["min_distance_to_loss_kink"] is not None:
+            assert case["min_distance_to_loss_kink"] > 1e-3, id
+
+
+def test_inputs_fit_into_float32(suite):
+    for id in IDS:
+        for name, array in tensors(suite, id).items():
+            if name.startswith(("theta", "task")):
+                assert (array == array.astype(np.float32)).all(), f"{id} {name}"
+
+
+def test_formulas_are_those_of_the_code():
+    z = np.array([-2.5, -0.3, 0.4, 1.7])
+    assert set(ACTIVATION_FORMULAS) == set(ACTIVATIONS)
+    for name, formula in ACTIVATION_FORMULAS.items():
+        values = [eval(formula, vars(math).copy(), {"z": value}) for value in z.tolist()]
+        np.testing.assert_allclose(ACTIVATIONS[name].f(z), values, rtol=1e-12)
+
+    assert set(LOSS_FORMULAS) == set(LOSSES)
+    o = np.array([[[0.3, -1.2, 2.0], [-0.4, 0.9, 0.1]]])
+    y = np.array([[[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
+    for name, formula in LOSS_FORMULAS.items():
+        words = {**vars(math), "exp": np.exp, "log": np.log, "sum": np.sum, "abs": abs, "max": max}
+        rows = []
+        for row, target in zip(o[0], y[0], strict=True):
+            if formula.outputs == "mean":
+                pairs = zip(row, target, strict=True)
+                rows.append(np.mean([eval(formula.formula, words, {"o": a, "y": b}) for a, b in pairs]))
+                continue
+            label = int(target.argmax())
+            classes = [c for c in range(3) if formula.outputs == "sum over c" or c != label]
+            at = {"o": row, "y": target, "label": label}
+            rows.append(np.sum([eval(formula.formula, words, {**at, "c": c}) for c in classes]))
+        np.testing.assert_allclose(LOSSES[name](o, y).value, np.mean(rows), rtol=1e-12, err_msg=name)
+
+
+# --- answers ----------------------------------------------------------------------------------------
+
+
+def test_right_answers_pass(suite):
+    for dtype in (np.float64, np.float32):
+        found = golden.check(suite, answers(suite, "expected.", dtype=dtype))
+        assert found.passed, str(found)
+        assert [case.id for case in found.cases] == IDS
+        assert not found.not_answered
+
+
+def test_wrong_answers_fail(suite):
+    """Every wrong vector of every case, by the tolerance that the case gives."""
+    for id in IDS:
+        case, arrays = document(suite, id), tensors(suite, id)
+        expected = flat(arrays, "expected.meta_grad", case["parameter_order"])
+        for fault, said in case["wrong"].items():
+            wrong = flat(arrays, f"wrong.{fault}.meta_grad", case["parameter_order"])
+            misfit = np.linalg.norm(wrong - expected) / np.linalg.norm(expected)
+            assert misfit > case["tolerance"]["float64"]
+            np.testing.assert_allclose(misfit, said["misfit"], rtol=1e-6)
+    few = ["base", "first-order-tanh", "steps-1"]
+    for fault in ("one_step_more", "summed_over_tasks"):
+        found = golden.check(suite, answers(suite, f"wrong.{fault}.", few))
+        assert [case.fault for case in found.cases] == [fault] * 3, str(found)
+        assert len(found.not_answered) == len(IDS) - 3
+
+
+def test_first_order_is_asked_for(few):
+    exact = answers(few, "wrong.second_order_kept.", ["first-order-tanh"])
+    found = golden.check(few, exact)["first-order-tanh"]
+    assert (found.passed, found.fault, found.examined) == (False, "second_order_kept", False)
+    with pytest.raises(ValueError, match="asks for the first-order gradient"):
+        load_problem(few / "cases" / "first-order-tanh")
+
+
+def test_acceptable_answers_pass(few):
+    for word in ("slope_at_0_is_1", "slope_at_0_is_half"):
+        found = golden.check(few, answers(few, f"acceptable.{word}.", ["edge-relu-at-0"]))
+        assert found.passed, str(found)
+        assert found["edge-relu-at-0"].note == f"acceptable: {word}"
+
+
+def test_flat_answers_and_single_quantities(few):
+    names = document(few, "base")["parameter_order"]
+    g = flat(tensors(few, "base"), "expected.meta_grad", names)
+    assert golden.check(few, {"base/meta_grad": g}).passed
+    found = golden.check(few, {"base/meta_grad": g, "base/meta_loss": np.array(3.0)})["base"]
+    assert (found.passed, found.note) == (False, "meta_loss is wrong")
+    assert golden.check(few, {"base/meta_grad": np.full_like(g, np.nan)})["base"].fault == "not_finite"
+
+
+def test_causes_are_looked_for_only_so_often(suite, monkeypatch):
+    monkeypatch.setattr("npmeta.verification.golden_judge.MOST_UNKNOWN", 1)
+    rng = np.random.default_rng(0)
+    noise = {
+        f"{id}/meta_grad": rng.normal(size=document(suite, id)["sizes"]["P"])
+        for id in ("steps-0", "steps-1", "steps-2")
+    }
+    found = golden.check(suite, noise)
+    assert [case.note for case in found.cases] == [
+        "no known mistake explains it",
+        "not looked into",
+        "not looked into",
+    ]
+    assert not any(case.passed or case.fault for case in found.cases)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"meta_grad": np.ones(149)}, "names like base/meta_grad.0.weight"),
+        ({"bas/meta_grad": np.ones(149)}, "unknown case 'bas' .did you mean 'base'"),
+        ({"base/meta_grad": np.ones(148)}, r"base/meta_grad must have shape \(149,\), got \(148,\)"),
+        ({"base/meta_grad.0.weight": np.ones((4, 6))}, "base lacks meta_grad.0.bias"),
+        ({"base/meta_grat": np.ones(149)}, "base/meta_grat is no quantity of the suite"),
+        ({"base/meta_loss": np.ones(2)}, r"base/meta_loss must have shape \(\), got \(2,\)"),
+        ({"base/meta_loss": np.array(1j)}, "must be float64 or float32, got complex128"),
+        ({"base/meta_loss": np.array(1, np.float16)}, "must be float64 or float32, got float16"),
+        ({"base/phi": np.ones(149)}, r"base lacks task.000.phi.000.0.weight"),
+        ({}, "there are no answers"),
+    ],
+)
+def test_answers_that_are_refused(few, given, message):
+    with pytest.raises(ValueError, match=message):
+        golden.check(few, given)
+
+
+def test_the_commands(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["golden", "list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == IDS
+    assert all(len(line) <= 110 for line in listed)
+
+    np.savez("right.npz", **answers(few, "expected."))
+    assert main(["golden", "check", str(few), "right.npz"]) == 0
+    assert capsys.readouterr().out.endswith("\n5 of 5 answers are right.\n")
+
+    wrong = answers(few, "wrong.first_order.", dtype=np.float32)
+    Path("wrong.safetensors").write_bytes(safetensors_bytes(wrong))
+    assert main(["golden", "check", str(few), "wrong.safetensors"]) == 1
+    shown = capsys.readouterr().out
+    assert re.search(r"^FAIL  base +meta_grad 1.7e-01; first_order$", shown, re.MULTILINE)
+    assert "0 of 4 answers are right; 1 cases are not answered." in shown
+    # The command that it ends with works as it stands.
+    command = shown.splitlines()[-1].removeprefix("What to change: npmeta ").split()
+    assert main(command) == 1
+    assert capsys.readouterr().out.startswith("FAIL  first_order\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["write"], "the command is: npmeta golden write DIR"),
+        (["list", "x"], "the command is: npmeta golden list"),
+        (["check", "x"], "the command is: npmeta golden check DIR ANSWERS"),
+        (["chek", "x"], "did you mean 'check'"),
+        (["check", "nowhere", "a.npz"], "no such file or folder: nowhere"),
+        (["check", ".", "a.npz"], "has no suite of golden vectors"),
+        (["write", "."], "is not empty and has no suite"),
+        (["write", "file"], "file is a file; the suite needs a folder"),
+    ],
+)
+def test_what_the_commands_refuse(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    assert main(["golden", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def header(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot read"),
+        (b"\xff" * 40, "cannot read"),
+        (b"\x02\0\0\0\0\0\0\0[]", "cannot read"),
+        (header(b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'), "dtype BF16"),
+        (
+            header(b'{"a":{"dtype":"F64","shape":[2],"data_offsets":[0,16]}}'),
+            "needs 16 bytes, from 0 to 16 of 0",
+        ),
+    ],
+)
+def test_safetensors_that_are_none(tmp_path, content, message):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_arrays(tmp_path / "a.safetensors")
+
+
+# --- the folder -------------------------------------------------------------------------------------
+
+
+def test_a_suite_is_replaced_and_nothing_else(tmp_path):
+    folder = tmp_path / "deep" / "suite"
+    golden.write(folder, only=["steps-1", "depth-0"])
+    golden.write(folder, only=["depth-0"])
+    assert [path.name for path in (folder / "cases").iterdir()] == ["depth-0"]
+    assert [path.name for path in folder.parent.iterdir()] == ["suite"]
+    (folder / "answers.npz").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"files that are not the suite's, answers.npz for one"):
+        golden.write(folder, only=["depth-0"])
+    assert (folder / "answers.npz").read_bytes() == b"mine"
+
+
+def test_half_a_suite_is_never_there(tmp_path, monkeypatch):
+    golden.write(tmp_path / "suite", only=["depth-0"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+
+    def broken(arrays):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("npmeta.verification.golden_suite.safetensors_bytes", broken)
+    for name in ("suite", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            golden.write(tmp_path / name, only=["depth-0"])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["suite"]
+
+
+def test_a_case_that_is_unknown(tmp_path):
+    with pytest.raises(ValueError, match="unknown case 'bass'"):
+        golden.write(tmp_path / "suite", only=["bass"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_changed_files_are_refused(few, tmp_path):
+    copy = tmp_path / "suite"
+    shutil.copytree(few, copy)
+    path = copy / "cases" / "base" / "case.json"
+    path.write_text(path.read_text("utf-8").replace("0.1", "0.2"), "utf-8")
+    with pytest.raises(ValueError, match=r"case.json has been changed"):
+        golden.check(copy, answers(few, "expected.", ["base"]))
+    assert golden.check(copy, answers(few, "expected.", ["steps-1"])).passed
+    index = copy / "index.json"
+    index.write_text(
+        index.read_text("utf-8").replace('"suite_version": 1', '"suite_version": 0'), "utf-8"
+    )
+    with pytest.raises(ValueError, match="has version 0 of the suite"):
+        golden.check(copy, answers(few, "expected.", ["steps-1"]))
+
+
+# --- the example in C -------------------------------------------------------------------------------
+
+
+def test_the_example_in_c(suite, tmp_path, capsys):
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("there is no C compiler (cc, gcc or clang)")
+    program, source = tmp_path / "golden", ROOT / "docs" / "examples" / "golden.c"
+    strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O2"]
+    subprocess.run([compiler, *strict, "-o", program, source, "-lm"], check=True)
+    documents = [document(suite, id) for id in IDS]
+    ids = [
+        case["id"]
+        for case in documents
+        if {*case["activation"]} <= {"tanh"} and case["inner_loss"] == "mse" and case["order"] == 2
+    ]
+    folders = [suite / "cases" / id for id in ids]
+    written = tmp_path / "answers.safetensors"
+    done = subprocess.run([program, written, *folders], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["PASS", id] for id in ids]
+    page = (ROOT / "docs" / "golden.rst").read_text("utf-8")
+    assert f"all {len(ids)} cases" in page
+    found = golden.check(suite, written)
+    assert found.passed, str(found)
+    assert max(case.misfits["meta_grad"] for case in found.cases) < 1e-14
+    # It can fail: a network that it computes with the wrong activation.
+    done = subprocess.run([program, written, suite / "cases" / "activation-relu"], capture_output=True)
+    assert done.returncode == 1
+    assert main(["golden", "check", str(suite), str(written)]) == 1
+    assert "other_activation" in capsys.readouterr().out
