@@ -43,6 +43,10 @@ def check_mistake(case: GoldenCase, doctor: Doctor, hypothesis: Hypothesis, dtyp
         assert found.verdict in ("pass", "inconclusive"), said
         assert id in found.ties or id == "float32", said
         return "not distinguishable"
+    if found.verdict == "inconclusive":  # within ten tolerances it may be rounding
+        assert document["wrong"][id]["misfit"] <= 10 * case.tolerance[dtype], said
+        assert id in found.ties, said
+        return "left open"
     assert found.verdict == "fail", said
     if found.fault == id:
         return "named"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -281,18 +282,14 @@ class GoldenCase:
         limits, noise = self.tolerance, Noise(self.problem)
         nearest = limits["float64"]
         seen = {id: wrong for id, wrong in self._wrong.items() if wrong.misfit > nearest}
+        gradients = np.array([wrong.gradient for wrong in seen.values()])
+        distances = np.linalg.norm(gradients[:, None] - gradients, axis=-1)
+        same = distances <= nearest * np.linalg.norm(gradients, axis=-1)
+        np.fill_diagonal(same, False)
         return {
             "wrong": {
-                id: {
-                    **wrong.form,
-                    "misfit": wrong.misfit,
-                    "same_as": [
-                        other
-                        for other in seen
-                        if other != id and relative(seen[other].gradient, wrong.gradient) <= nearest
-                    ],
-                }
-                for id, wrong in seen.items()
+                id: {**wrong.form, "misfit": wrong.misfit, "same_as": list(compress(seen, others))}
+                for (id, wrong), others in zip(seen.items(), same.T, strict=True)
             },
             "not_distinguishable": {
                 dtype: [id for id, wrong in self._wrong.items() if wrong.misfit <= limit]
