@@ -3,8 +3,8 @@
 :func:`check_gradient`, :func:`check_hvp` and :func:`check_taylor` take any Python function that returns
 a value and a gradient. :func:`check_meta_gradient` holds a meta-gradient, whoever computed it, against
 :func:`meta_gradient`, an oracle made of first-order code alone, which :func:`complex_step` and
-:func:`richardson` certify in their turn. :func:`diagnose` names the mistake in one that is wrong, and
-:mod:`npmeta.verification.golden` has cases with their right answers for any language.
+:func:`richardson` certify in their turn. :func:`npmeta.diagnose` names the mistake in one that is
+wrong, and :mod:`npmeta.verification.golden` has cases with their right answers for any language.
 """
 
 from npmeta.verification import golden

@@ -1,6 +1,6 @@
 """Golden vectors: cases with their right answers, in files that any language reads, and a judge.
 
-:func:`write` makes the suite, :func:`check` judges answers to it. :doc:`golden` says what is in the
+``golden.write`` makes the suite, ``golden.check`` judges answers to it. :doc:`golden` says what is in the
 files, and how to write a checker from these alone.
 """
 

@@ -81,7 +81,7 @@ class Results:
 
     @staticmethod
     def of(found: Iterable[CaseResult | str]) -> Results:
-        """What :func:`iter_check` has found."""
+        """What ``iter_check`` has found."""
         everything = list(found)
         return Results(
             tuple(one for one in everything if isinstance(one, CaseResult)),
