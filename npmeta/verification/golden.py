@@ -1,7 +1,7 @@
 """Golden vectors: cases with their right answers, in files that any language reads, and a judge.
 
-``golden.write`` makes the suite, ``golden.check`` judges answers to it. :doc:`golden` says what is in the
-files, and how to write a checker from these alone.
+``golden.write`` makes the suite, ``golden.check`` judges answers to it. :doc:`golden` says what is in
+the files, and how to write a checker from these alone.
 """
 
 from npmeta.verification.golden_families import SUITE_VERSION
