@@ -387,7 +387,10 @@ def test_flat_answers_and_single_quantities(few):
     g = flat(tensors(few, "base"), "expected.meta_grad", names)
     assert golden.check(few, {"base/meta_grad": g}).passed
     found = golden.check(few, {"base/meta_grad": g, "base/meta_loss": np.array(3.0)})["base"]
-    assert (found.passed, found.note) == (False, "meta_loss is wrong")
+    assert (found.passed, found.wrong) == (False, ("meta_loss",))
+    # A float32 loss makes no float32 gradient: this one would pass as that.
+    nearly = {"base/meta_grad": g * (1 + 1e-6), "base/meta_loss": np.float32(0)}
+    assert golden.check(few, nearly)["base"].wrong == ("meta_grad", "meta_loss")
     assert golden.check(few, {"base/meta_grad": np.full_like(g, np.nan)})["base"].fault == "not_finite"
 
 

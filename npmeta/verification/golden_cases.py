@@ -29,7 +29,7 @@ from npmeta.verification.oracle import Reference, complex_step, extended, meta_g
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Recipe
 
-__all__ = ["SECOND_ORDER", "GoldenCase"]
+__all__ = ["ALGORITHMS", "SECOND_ORDER", "GoldenCase", "golden_case"]
 
 #: The mistake of a case that asks for the first-order gradient, and gets the exact one.
 SECOND_ORDER = "second_order_kept"
@@ -51,7 +51,7 @@ class _Wrong(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GoldenCase:
-    """One case, computed as it is asked for.
+    """One case of MAML, computed as it is asked for.
 
     Attributes
     ----------
@@ -320,3 +320,13 @@ def _kind(setting: Setting) -> str:
     if setting.step_sizes in by_layer:
         return "layer"
     return "parameter" if setting.step_sizes in by_parameter else setting.step_sizes
+
+
+#: What computes the cases of an algorithm. That of another one is a subclass with its own ``_oracle``,
+#: ``_wrong`` and ``_agreement``; its name goes into the schema too.
+ALGORITHMS: dict[str, type[GoldenCase]] = {"maml": GoldenCase}
+
+
+def golden_case(setting: Setting) -> GoldenCase:
+    """The case of a setting."""
+    return ALGORITHMS[setting.algorithm](setting)

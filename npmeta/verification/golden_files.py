@@ -54,10 +54,12 @@ def load_problem(folder: PathLike) -> Problem:
     Raises
     ------
     ValueError
-        If a file or an entry is missing, or does not fit; or if the case asks for the first-order
-        gradient, which is one of the mistakes to be told apart.
+        If a file or an entry is missing, or does not fit; or if the case is of another algorithm, or
+        asks for the first-order gradient, which is one of the mistakes to be told apart.
     """
     case, tensors = read_case(folder)
+    if case.get("algorithm", "maml") != "maml":
+        raise ValueError(f"{folder} is a case of {case['algorithm']}; the doctor knows maml")
     if case.get("order", 2) != 2:
         raise ValueError(
             f"{folder} asks for the first-order gradient, which the doctor takes for a mistake; "

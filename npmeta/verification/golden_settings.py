@@ -35,8 +35,10 @@ class Setting:
         ``id`` is "family-name".
     about : str
         What it is there for, in a line.
-    activation, loss, widths, T, K, Q, S
-        As in :class:`npmeta.MAML` and :class:`npmeta.MLP`.
+    activation, loss, widths, weight_decay, first_order
+        As in :class:`npmeta.MLP` and :class:`npmeta.MAML`.
+    T, K, Q, S : int
+        Tasks, support and query rows, inner steps.
     step_sizes : float or str
         α; or the kind of different ones ("layer", "step", "step_and_layer", "parameter",
         "step_and_parameter"); or what is adapted, by steps of zero ("head", "body", "weights",
@@ -49,6 +51,8 @@ class Setting:
         Which draw of parameters and data; chosen so that nothing lies near a kink.
     also : tuple
         Other activations, by a word each, whose answers are no mistake either.
+    algorithm : str
+        An entry of :data:`npmeta.verification.golden_cases.ALGORITHMS`.
     """
 
     family: str

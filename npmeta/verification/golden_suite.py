@@ -17,7 +17,7 @@ import numpy as np
 from npmeta._blas import one_thread
 from npmeta._validation import unknown_name
 from npmeta.tasks.checks import PathLike, existing
-from npmeta.verification.golden_cases import GoldenCase
+from npmeta.verification.golden_cases import GoldenCase, golden_case
 from npmeta.verification.golden_families import SETTINGS, SUITE_VERSION
 from npmeta.verification.golden_settings import Setting
 from npmeta.verification.golden_tensors import npz_bytes, safetensors_bytes
@@ -63,13 +63,14 @@ def write(folder: PathLike, only: Sequence[str] | None = None) -> Path:
         if id not in known:
             raise unknown_name(id, list(known), "case")
     _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # The suite is made beside its place, and appears there whole or not at all.
-    making = folder.with_name(f".{folder.name}.{os.urandom(6).hex()}")
+    # The suite is made beside its place, and appears there whole or not at all. A link stays a link.
+    place = Path(os.path.realpath(folder))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    making = place.with_name(f".{place.name}.{os.urandom(6).hex()}")
     try:
         with one_thread():
             _write(making, [known[id] for id in (known if only is None else dict.fromkeys(only))])
-        _put(making, folder)
+        _put(making, place)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder
@@ -92,7 +93,7 @@ def _write(folder: Path, settings: Sequence[Setting]) -> None:
         save(f"schema/{name}", (resources.files(__package__) / f"golden_{name}").read_bytes())
     entries = []
     for setting in settings:
-        case = GoldenCase(setting)
+        case = golden_case(setting)
         tensors = case.tensors
         save(f"cases/{case.id}/case.json", _json(case.document))
         save(f"cases/{case.id}/tensors.npz", npz_bytes(tensors))
@@ -151,11 +152,15 @@ def _check_replaceable(folder: Path) -> None:
 
 def _put(new: Path, place: Path) -> None:
     """Rename a folder to a place, where there may be an older one."""
-    place = Path(os.path.realpath(place))  # a link stays a link
     old = new.with_name(f"{new.name}.old")
     if place.exists():
         os.replace(place, old)
-    os.replace(new, place)
+    try:
+        os.replace(new, place)
+    except BaseException:
+        if old.exists():
+            os.replace(old, place)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
