@@ -446,7 +446,7 @@ def test_the_commands(few, tmp_path, monkeypatch, capsys):
     assert main(["golden", "check", str(few), "wrong.safetensors"]) == 1
     shown = capsys.readouterr().out
     assert re.search(r"^FAIL  base +meta_grad 1.7e-01; first_order$", shown, re.MULTILINE)
-    assert "0 of 4 answers are right; 1 cases are not answered." in shown
+    assert "0 of 4 answers are right; 1 case is not answered." in shown
     # The command that it ends with works as it stands.
     command = shown.splitlines()[-1].removeprefix("What to change: npmeta ").split()
     assert main(command) == 1

@@ -108,7 +108,8 @@ class Results:
         wrong = sum(not case.passed for case in self.cases)
         said = f"{len(self.cases) - wrong} of {len(self.cases)} answers are right"
         if self.not_answered:
-            said += f"; {len(self.not_answered)} cases are not answered"
+            n = len(self.not_answered)
+            said += f"; {n} {'case is' if n == 1 else 'cases are'} not answered"
         return f"{said}."
 
 
