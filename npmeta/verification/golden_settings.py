@@ -52,7 +52,7 @@ class Setting:
     also : tuple
         Other activations, by a word each, whose answers are no mistake either.
     algorithm : str
-        An entry of :data:`npmeta.verification.golden_cases.ALGORITHMS`.
+        An entry of ``golden_cases.ALGORITHMS``.
     """
 
     family: str
