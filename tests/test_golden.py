@@ -148,7 +148,7 @@ def test_npz_has_no_times(few):
 
 def test_two_processes_write_the_same_bytes(few, tmp_path):
     """With one BLAS thread and with four, and dictionaries in another order."""
-    only = [path.name for path in (few / "cases").iterdir()]
+    only = ["base", "loss-cross_entropy"]
     script = f"from npmeta.verification import golden; golden.write('suite', only={sorted(only)})"
     for threads in ("1", "4"):
         folder = tmp_path / threads
@@ -161,9 +161,10 @@ def test_two_processes_write_the_same_bytes(few, tmp_path):
             "OMP_NUM_THREADS": threads,
         }
         subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True)
-        for path in sorted(few.rglob("cases/*/*")):
-            other = folder / "suite" / path.relative_to(few)
-            assert other.read_bytes() == path.read_bytes(), path
+        written = sorted((folder / "suite").rglob("cases/*/*"))
+        assert len(written) == 3 * len(only)
+        for path in written:
+            assert path.read_bytes() == (few / path.relative_to(folder / "suite")).read_bytes(), path
 
 
 def test_inputs_are_those_of_this_version():
@@ -352,7 +353,7 @@ def test_right_answers_pass(suite, few):
 
 def test_wrong_answers_fail(suite):
     """Every wrong vector of a case, by the tolerance that the case gives."""
-    for id in IDS[::3]:
+    for id in IDS[::6]:
         case, arrays = document(suite, id), tensors(suite, id)
         expected = flat(arrays, "expected.meta_grad", case["parameter_order"])
         for fault, said in case["wrong"].items():
