@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import pickle
 import statistics
+import threading
 import time
 import uuid
 from collections import deque
@@ -207,7 +208,7 @@ class Sharded:
     -----
     A :class:`~npmeta.TaskBatch` goes to the workers once, as long as the same object is passed; do not
     write into its arrays. A worker that dies is replaced, and its shards are computed again. An error
-    in a worker is raised here as itself.
+    in a worker is raised here as itself. Threads may use one of these: their calls wait for each other.
 
     Examples
     --------
@@ -240,6 +241,7 @@ class Sharded:
         self._runner: _Own | _Foreign = _Own(self.workers) if executor is None else _Foreign(executor)
         self._work: _Work | None = None
         self._source: Sampler | TaskBatch | None = None
+        self._lock = threading.Lock()  # what outcomes hold, the workers' next call overwrites
 
     def meta_gradient(
         self, params: Mapping[str, Array] | ArrayLike, tasks: TaskBatch | Deferred
@@ -250,7 +252,8 @@ class Sharded:
         if size is None:
             size = default_shard_size(len(tasks), sum(array.size for array in params.values()))
         jobs = _jobs(tasks, size, "gradient")
-        return _joined(self._runner(self._work_on(tasks), params, jobs, gradients=True))
+        with self._lock:
+            return _joined(self._runner(self._work_on(tasks), params, jobs, gradients=True))
 
     def evaluate(
         self,
@@ -260,8 +263,9 @@ class Sharded:
     ) -> Scores:
         """The scores of all tasks, in shards of ``npmeta.training.EVALUATION_BATCH``."""
         jobs = _jobs(tasks, training.EVALUATION_BATCH, "scores", steps)
-        work = self._work_on(tasks)
-        outcomes = self._runner(work, _arrays(params), jobs, gradients=False)
+        with self._lock:
+            work = self._work_on(tasks)
+            outcomes = self._runner(work, _arrays(params), jobs, gradients=False)
         return Scores.join([scores for _, scores in outcomes])
 
     def defer(self, tasks: Sampler) -> Sampler:

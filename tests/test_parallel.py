@@ -215,6 +215,25 @@ def test_workers_are_left_out_for_a_while_if_they_cost_more(monkeypatch, pays):
     assert len(calls) == 1 + parallel.TRIALS + parallel.HOLD + 3 - n_alone
 
 
+def test_threads_wait_for_each_other(monkeypatch):
+    join, others = parallel._joined, []
+    batches = [WAVES.sample(seed, 0, 6) for seed in range(2)]
+    expected = [Sharded(MAML, 3).meta_gradient(PARAMS, batch).grad for batch in batches]
+
+    def meanwhile(outcomes):
+        if not others:  # a call that overwrites the outcomes of this one, unless it has to wait
+            others.append(threads.submit(sharded.meta_gradient, PARAMS, batches[1]))
+            time.sleep(0.3)
+        return join(outcomes)
+
+    with Sharded(MAML, 3, workers=2) as sharded, ThreadPoolExecutor(1) as threads:
+        sharded.meta_gradient(PARAMS, batches[0])
+        monkeypatch.setattr(parallel, "_joined", meanwhile)
+        found = [sharded.meta_gradient(PARAMS, batches[0]), others[0].result()]
+    for out, gradient in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(out.grad, gradient)
+
+
 def test_a_single_shard_needs_no_worker():
     with Sharded(MAML, 50, workers=2) as sharded:
         sharded.meta_gradient(PARAMS, WAVES.sample(0, 0, 8))
