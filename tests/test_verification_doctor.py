@@ -14,10 +14,17 @@ import pytest
 import npmeta as nm
 from npmeta.cli import main
 from npmeta.losses import LOSSES, Loss, LossAt
-from npmeta.verification import FAULTS, Doctor
+from npmeta.verification import FAULTS, Doctor, examination
 from npmeta.verification.computation import evaluate, follow
 from npmeta.verification.golden_files import load_answers, load_problem, named_arrays, save_problem
-from npmeta.verification.hypotheses import Hypothesis, crowds, known_factors, pairs, singles
+from npmeta.verification.hypotheses import (
+    Hypothesis,
+    crowds,
+    known_factors,
+    pairs,
+    predictions,
+    singles,
+)
 from npmeta.verification.noise import Noise
 from npmeta.verification.recipe import Forward, Recipe
 
@@ -569,3 +576,36 @@ def test_what_is_unknown_is_shown_block_by_block(base):
 
 def test_recipes_are_right_by_default(base):
     np.testing.assert_allclose(evaluate(base.problem, Recipe()), base.problem.gradient, rtol=1e-12)
+
+
+# --- memory -----------------------------------------------------------------------------------------
+
+
+def test_predictions_come_a_few_at_a_time(base):
+    problem, few = base.problem, 50
+    hypotheses = pairs(problem)[::7]
+    n = 0
+    for some, rows in predictions(problem, hypotheses, chunk=few * problem.P):
+        assert len(some) == len(rows) <= few + 1
+        n += len(rows)
+        np.testing.assert_array_equal(rows[0], evaluate(problem, some[0].recipe))
+    assert n > 0.9 * len(hypotheses)
+
+
+def test_no_more_predictions_are_held_than_there_is_room_for(base, monkeypatch):
+    monkeypatch.setattr(examination, "MOST_HELD", 0)
+    monkeypatch.setattr(examination, "FEWEST_HELD", 30)
+    held = []
+    nearest_of = examination.Examination._nearest_of
+    monkeypatch.setattr(
+        examination.Examination,
+        "_nearest_of",
+        lambda self, seen: held.append((len(seen), len(self.aligned))) or nearest_of(self, seen),
+    )
+    g = base.problem.gradient
+    near = g * np.random.default_rng(0).uniform(0.8, 1.2, g.size)
+    assert base.diagnose(near).fault is None
+    assert len(held) > 3
+    assert np.max(held) <= 60
+    two = FAULTS["first_order"].predict(base.problem)
+    assert base.diagnose(3.7 * two).fault == "first_order + scaled"

@@ -26,7 +26,17 @@ from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Backward, Forward, Recipe
 from npmeta.verification.stand_ins import GELU_BY_TANH, SOFTMAX_TWICE
 
-__all__ = ["ORDERS", "Path", "combine", "evaluate", "finished", "follow", "pull_back"]
+__all__ = [
+    "ORDERS",
+    "Path",
+    "combine",
+    "evaluate",
+    "finished",
+    "follow",
+    "handed_over",
+    "over_tasks",
+    "pull_back",
+]
 
 FLOAT64 = np.dtype(np.float64)
 
@@ -220,19 +230,32 @@ def _pull_back(path: Path, choices: Backward, cotangent: Array) -> Array:
 
 def combine(problem: Problem, path: Path, recipe: Recipe, per_task: Array) -> Array:
     """One gradient ``(P,)`` of the tasks' ``(T, P)``, and what is done to it."""
-    kind, *arguments = recipe.tasks
+    gradient = over_tasks(path, recipe.tasks, per_task, per_task.sum(0))
+    return handed_over(problem, path, gradient, recipe.finish)
+
+
+def over_tasks(path: Path, tasks: tuple[Any, ...], per_task: Array, total: Array) -> Array:
+    """One gradient ``(P,)`` of the tasks' ``(T, P)``, whose sum is ``total``."""
+    kind, *arguments = tasks
     gradient: Array
     if kind == "only":
         t, divisor = arguments
         gradient = per_task[t] / divisor
     elif kind == "without":
         t, divisor = arguments
-        gradient = (per_task.sum(0) - per_task[t]) / divisor
+        gradient = (total - per_task[t]) / divisor
     elif kind == "reptile":
         gradient = (path.points[0] - path.points[-1]).mean(0)
     else:
-        gradient = per_task.mean(0)
-    for name, *arguments in recipe.finish:
+        gradient = total / len(per_task)
+    return gradient
+
+
+def handed_over(
+    problem: Problem, path: Path, gradient: Array, finish: tuple[tuple[Any, ...], ...]
+) -> Array:
+    """What is done to the gradient, one thing after another."""
+    for name, *arguments in finish:
         gradient = finished(problem, path, gradient, name, *arguments)
     return gradient
 

@@ -32,6 +32,8 @@ __all__ = ["Examination"]
 CLEARLY = 10.0
 #: Predictions that are looked at closely, and how near they have to be at first sight.
 MOST_LOOKED_AT, AT_FIRST_SIGHT = 12, 0.5
+#: Numbers in predictions that are held for a comparison among them, and predictions at least.
+MOST_HELD, FEWEST_HELD = 20_000_000, 100
 #: How many times the support loss may have grown in an inner loop that is to be judged. Saturated
 #: units, say, have slopes that one implementation computes to the last digit, and another as 1 − 1.
 RUN_AWAY = 1e4
@@ -58,7 +60,8 @@ class Examination:
         self.g = min(forms, key=lambda g: relative(answer, g))
         self.factors: list[tuple[Fault, Variant] | None] = [None, *known_factors(self.problem)]
         self.seen: list[Candidate] = []
-        self.aligned: list[tuple[Hypothesis, Array]] = []  # what has the answer's direction, or nearly
+        # What has the answer's direction, or nearly, and its cosine.
+        self.aligned: list[tuple[float, Hypothesis, Array]] = []
         self.n_tried = 0
         self.checks: dict[str, tuple[float, bool]] = {}
         self.admit: Callable[[Path], bool] | None = None  # which inner loops the evidence allows
@@ -192,7 +195,10 @@ class Examination:
         if right.misfit < FLOOR["float32"] or self._undecided(right):
             del stages[3:]
         for stage in stages:
-            self.seen += stage()
+            for one in stage():
+                self.seen.append(one)
+                if len(self.seen) >= 2 * self._room:
+                    self.seen = self._nearest_of(self.seen)
             found = self._best()
             if found is not None:
                 return found
@@ -250,7 +256,11 @@ class Examination:
         cosine = rows @ (c / np.linalg.norm(c)) / lengths
         share = np.linalg.norm(c) / lengths
         for i in np.argsort(-np.abs(cosine))[:MOST_LOOKED_AT]:
-            self.aligned.append((hypotheses[i], rows[i]))
+            # Else the tangent of the angle, which is the misfit with the best factor, is too large.
+            if np.abs(cosine[i]) * np.sqrt(1 + AT_FIRST_SIGHT**2) > 1 - 1e-6:
+                self.aligned.append((np.abs(cosine[i]), hypotheses[i], rows[i].copy()))
+        if len(self.aligned) >= 2 * self._room:
+            self.aligned = sorted(self.aligned, key=lambda one: -one[0])[: self._room]
         for part in self.factors:
             factor = 1.0 if part is None else factor_of(part)
             # ‖c − f p‖² / ‖f p‖² by the law of cosines; good to 1e-8, and so for a first sight only.
@@ -265,12 +275,20 @@ class Examination:
 
     def _times_any(self) -> Iterator[Candidate]:
         """What has nearly the answer's direction, times the factor that suits best."""
-        for hypothesis, p in self.aligned if self.problem.P >= FEWEST_PARAMETERS else ():
+        for _, hypothesis, p in self.aligned if self.problem.P >= FEWEST_PARAMETERS else ():
             factor = float(self.c @ p / (p @ p))
             beside = relative(self.c, factor * p) if factor else np.inf
             if beside <= AT_FIRST_SIGHT:
                 yield Candidate(hypothesis + any_factor(self.c, factor), factor * p, beside)
         self.aligned = []
+
+    @property
+    def _room(self) -> int:
+        """How many predictions are held: of a large network their memory is what counts."""
+        return max(MOST_HELD // self.problem.P, FEWEST_HELD)
+
+    def _nearest_of(self, candidates: list[Candidate]) -> list[Candidate]:
+        return sorted(candidates, key=lambda one: one.misfit)[: self._room]
 
     def _nearest(self) -> float:
         return min((one.misfit for one in self.seen), default=np.inf)

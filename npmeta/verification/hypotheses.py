@@ -9,7 +9,13 @@ from itertools import combinations, groupby, product
 import numpy as np
 
 from npmeta._validation import Array
-from npmeta.verification.computation import Path, combine, follow, pull_back
+from npmeta.verification.computation import (
+    Path,
+    follow,
+    handed_over,
+    over_tasks,
+    pull_back,
+)
 from npmeta.verification.faults import FAULTS, Fault, Variant
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Recipe
@@ -157,21 +163,41 @@ def predictions(
     """
     kept: list[Hypothesis] = []
     rows: list[Array] = []
-    by_path = sorted(hypotheses, key=lambda h: (repr(h.recipe.forward), repr(h.recipe.backward)))
-    for forward, group in groupby(by_path, key=lambda h: h.recipe.forward):
-        with np.errstate(all="ignore"):
-            path = follow(problem, forward)
-            if not np.isfinite(path.points[-1]).all() or not admit(path):
-                continue
-            for backward, same_way_back in groupby(group, key=lambda h: h.recipe.backward):
-                per_task = pull_back(path, backward)
-                for hypothesis in same_way_back:
-                    row = combine(problem, path, hypothesis.recipe, per_task)
-                    if np.isfinite(row).all() and row.any():
-                        kept.append(hypothesis)
-                        rows.append(row)
+    for hypothesis, row in _one_by_one(problem, hypotheses, admit):
+        kept.append(hypothesis)
+        rows.append(row)
         if len(rows) * problem.P > chunk:
             yield kept, np.array(rows)
             kept, rows = [], []
     if rows:
         yield kept, np.array(rows)
+
+
+def _one_by_one(
+    problem: Problem, hypotheses: Sequence[Hypothesis], admit: Callable[[Path], bool]
+) -> Iterator[tuple[Hypothesis, Array]]:
+    """Each with its prediction; inner loops, ways back and sums over tasks are made once."""
+
+    def order(hypothesis: Hypothesis) -> tuple[str, str, str]:
+        recipe = hypothesis.recipe
+        return repr(recipe.forward), repr(recipe.backward), repr(recipe.tasks)
+
+    ordered = sorted(hypotheses, key=order)
+    for forward, group in groupby(ordered, key=lambda h: h.recipe.forward):
+        with np.errstate(all="ignore"):
+            path = follow(problem, forward)
+            admitted = np.isfinite(path.points[-1]).all() and admit(path)
+        if not admitted:
+            continue
+        for backward, same_way_back in groupby(group, key=lambda h: h.recipe.backward):
+            with np.errstate(all="ignore"):
+                per_task = pull_back(path, backward)
+                total = per_task.sum(0)
+            for tasks, same_tasks in groupby(same_way_back, key=lambda h: h.recipe.tasks):
+                with np.errstate(all="ignore"):
+                    gradient = over_tasks(path, tasks, per_task, total)
+                for hypothesis in same_tasks:
+                    with np.errstate(all="ignore"):
+                        row = handed_over(problem, path, gradient, hypothesis.recipe.finish)
+                    if np.isfinite(row).all() and row.any():
+                        yield hypothesis, row
