@@ -157,6 +157,8 @@ class _Work:
 
 
 def _jobs(tasks: TaskBatch | Deferred, size: int, method: str, steps: int | None = None) -> list[_Job]:
+    if not isinstance(tasks, TaskBatch | Deferred):
+        raise ValueError(f"tasks must be a TaskBatch or Deferred, got a {type(tasks).__name__}")
     jobs: list[_Job] = []
     iteration = tasks.iteration if isinstance(tasks, Deferred) else None
     argument = steps if method == "scores" else iteration
@@ -233,8 +235,10 @@ class Sharded:
         executor: Executor | None = None,
     ) -> None:
         for name, number in (("shard_size", shard_size), ("workers", workers)):
-            if number is not None and (int(number) != number or number < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {number}")
+            if number is None and name == "shard_size":
+                continue
+            if not isinstance(number, int | np.integer) or number < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
         if executor is not None and workers != 1:
             raise ValueError("an executor has workers of its own; pass either workers or executor")
         self.algorithm, self.shard_size, self.workers = algorithm, shard_size, int(workers)

@@ -184,12 +184,22 @@ def test_the_default_size_depends_on_the_sizes_alone():
         ({"shard_size": 0}, "shard_size must be a whole number of at least 1, got 0"),
         ({"workers": 0}, "workers must be a whole number of at least 1, got 0"),
         ({"workers": 1.5}, "workers must be a whole number"),
+        ({"workers": None}, "workers must be a whole number of at least 1, got None"),
+        ({"shard_size": "4"}, "shard_size must be a whole number of at least 1, got '4'"),
+        ({"shard_size": float("nan")}, "shard_size must be a whole number of at least 1, got nan"),
         ({"workers": 2, "executor": ThreadPoolExecutor(1)}, "pass either workers or executor"),
     ],
 )
 def test_arguments_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         Sharded(MAML, **options)
+
+
+def test_what_is_no_batch_is_named():
+    batch = WAVES.sample(0, 0, 2)
+    for call in (Sharded(MAML, 1).meta_gradient, Sharded(MAML, 1).evaluate):
+        with pytest.raises(ValueError, match="tasks must be a TaskBatch or Deferred, got a tuple"):
+            call(PARAMS, (batch.support_x, batch.support_y))
 
 
 # --- whether workers pay ----------------------------------------------------------------------------

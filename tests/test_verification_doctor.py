@@ -443,6 +443,20 @@ def test_problems_that_are_refused():
         nm.Problem(problem.maml, problem.theta + 0j, problem.tasks)
     with pytest.raises(ValueError, match="support_x must have shape"):
         nm.Problem(problem.maml, problem.theta, pose(widths=(3, 8, 8, 11)).tasks)
+    with pytest.raises(ValueError, match="got a MLP for the MAML"):
+        nm.Problem(problem.model, problem.theta, problem.tasks)
+    with pytest.raises(ValueError, match="got a tuple for the TaskBatch"):
+        nm.Problem(problem.maml, problem.theta, (problem.tasks.support_x, problem.tasks.support_y))
+    with pytest.raises(ValueError, match="at theta alone, got 'theta', 'inner_lr'"):
+        nm.Problem(problem.maml, {"theta": problem.theta, "inner_lr": 0.1}, problem.tasks)
+    with pytest.raises(ValueError, match="folder of a case, got a MAML"):
+        nm.diagnose(problem.maml, problem.gradient)
+
+
+def test_a_problem_takes_theta_as_init_returns_it():
+    problem = pose()
+    same = nm.Problem(problem.maml, {"theta": problem.theta}, problem.tasks)
+    np.testing.assert_array_equal(same.gradient, problem.gradient)
 
 
 # --- files and the command line ---------------------------------------------------------------------

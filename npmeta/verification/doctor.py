@@ -12,6 +12,7 @@ away.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,6 +76,11 @@ def diagnose(
     >>> found.verdict, found.fault
     ('fail', 'first_order')
     """
+    if not isinstance(problem, Problem | str | os.PathLike):
+        raise ValueError(
+            "the problem must be a Problem(maml, theta, tasks) or the folder of a case, got a "
+            f"{type(problem).__name__}"
+        )
     if not isinstance(problem, Problem):
         problem = load_problem(problem)
     return Doctor(problem).diagnose(gradient, phi, losses)

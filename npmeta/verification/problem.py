@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -28,12 +29,14 @@ class Problem:
     maml : MAML
         With exact second derivatives: ``first_order`` is one of the mistakes to be told apart.
     theta : array_like, (P,)
+        Or a mapping with "theta" alone, as :meth:`npmeta.MAML.init` returns it.
     tasks : TaskBatch
 
     Raises
     ------
     ValueError
-        If ``maml`` is first order, or theta or the tasks do not fit it.
+        If an argument is something else; if ``maml`` is first order, or theta or the tasks do not fit
+        it.
 
     Examples
     --------
@@ -50,7 +53,22 @@ class Problem:
     tasks: TaskBatch
     _prepared: dict[DType, tuple[Batch, Batch]] = field(init=False, repr=False)
 
-    def __init__(self, maml: MAML, theta: ArrayLike, tasks: TaskBatch) -> None:
+    def __init__(
+        self, maml: MAML, theta: ArrayLike | Mapping[str, ArrayLike], tasks: TaskBatch
+    ) -> None:
+        for kind, given in ((MAML, maml), (TaskBatch, tasks)):
+            if not isinstance(given, kind):
+                raise ValueError(
+                    f"a problem is made of a MAML, theta and a TaskBatch; got a {type(given).__name__} "
+                    f"for the {kind.__name__}"
+                )
+        if isinstance(theta, Mapping):
+            if set(theta) != {"theta"}:
+                raise ValueError(
+                    f"a problem is posed at theta alone, got {', '.join(map(repr, theta))}; learned "
+                    "step sizes go into MAML(inner_lr=...)"
+                )
+            theta = theta["theta"]
         if maml.first_order:
             raise ValueError("a problem is posed by exact MAML; leave out first_order=True")
         if isinstance(maml.model, MLP) and maml.model.norm_sets > 1:
