@@ -1,7 +1,7 @@
 r"""Every algorithm by name: what it is, the options it has, and how it is made from their values.
 
 To add one, write ``npmeta/algorithms/<name>.py`` with a frozen dataclass that is a
-:class:`~npmeta.algorithms.base.MetaLearner`, and append an :class:`Entry` to :data:`ALGORITHMS` below.
+:class:`~npmeta.algorithms.base.MetaLearner`, and add an :class:`Entry` to those below.
 Then it trains, evaluates, adapts and resumes from the command line, ``npmeta list`` shows it, and
 the tests of the registry take it up.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from npmeta._validation import lookup
 from npmeta.algorithms import (
@@ -52,7 +52,10 @@ from npmeta.options import (
     Option,
 )
 
-__all__ = ["ALGORITHMS", "DEFAULT", "OPTIONS", "Entry", "options_of"]
+__all__ = ["ALGORITHMS", "DEFAULT", "OPTIONS", "Entry", "on_network", "options_of"]
+
+#: (n_in, n_out, values of all options by name) -> the algorithm.
+Make: TypeAlias = Callable[[int, int, Mapping[str, Any]], MetaLearner]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Entry:
         A line for ``npmeta list``: what it does; authors and year.
     make : callable
         ``(n_in, n_out, values) -> MetaLearner`` for tasks with so many inputs and outputs (classes),
-        from the values of all options of the run, by name. ValueError where they do not fit together.
+        from the values of all options of the run, by name: :func:`on_network` makes most. ValueError
+        where the values do not fit together.
     options : tuple of Option
         Those of section "algorithm" that it has besides ``loss``, shared ones from
         :mod:`npmeta.options` or its own. Options of one name agree in all but defaults and help.
@@ -82,7 +86,7 @@ class Entry:
     name: str
     summary: str
     paper: str
-    make: Callable[[int, int, Mapping[str, Any]], MetaLearner]
+    make: Make
     options: tuple[Option, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = TASKS
@@ -110,129 +114,32 @@ def network(n_in: int, n_out: int, values: Mapping[str, Any]) -> MLP:
 
 def inner_lr(values: Mapping[str, Any]) -> Any:
     """A number, a list for MAML to read, or a row (layers) or column (steps) of step sizes."""
-    sizes = values["inner_lr"]
-    if values["inner_lr_per"] == "layer":
+    sizes, per = values["inner_lr"], values.get("inner_lr_per")
+    if per is None and len(sizes) > 1:
+        raise ValueError(f"{values['algorithm']} has one inner_lr, got {len(sizes)} values")
+    if per == "layer":
         return [sizes]
-    if values["inner_lr_per"] == "step":
+    if per == "step":
         return [[size] for size in sizes]
     return one_or_list(sizes)
 
 
-def one_inner_lr(values: Mapping[str, Any]) -> float:
-    """The step size of an algorithm that has one."""
-    sizes = values["inner_lr"]
-    if len(sizes) != 1:
-        raise ValueError(f"{values['algorithm']} has one inner_lr, got {len(sizes)} values")
-    size: float = sizes[0]
-    return size
-
-
-def _maml(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-    return MAML(
-        network(n_in, n_out, values),
-        values["loss"],
-        inner_lr=inner_lr(values),
-        inner_steps=values["inner_steps"],
-        first_order=values["first_order"],
-        inner_weight_decay=values["inner_weight_decay"],
-        learn_inner_lr=values["learn_inner_lr"],
-    )
-
-
-def _maml_by(construct: Callable[..., MAML]) -> Callable[[int, int, Mapping[str, Any]], MetaLearner]:
-    """What makes a MAML of one inner step size."""
+def on_network(construct: Callable[..., MetaLearner]) -> Make:
+    """What makes ``construct(model, loss, **options)``, the algorithm's own options by their names."""
 
     def make(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-        return construct(
-            network(n_in, n_out, values),
-            values["loss"],
-            one_inner_lr(values),
-            values["inner_steps"],
-            first_order=values["first_order"],
-            inner_weight_decay=values["inner_weight_decay"],
-        )
+        own = ALGORITHMS[values["algorithm"]].options
+        options = {option.name: values[option.name] for option in own}
+        options.pop("inner_lr_per", None)
+        if "inner_lr" in options:
+            options["inner_lr"] = inner_lr(values)
+        return construct(network(n_in, n_out, values), values["loss"], **options)
 
     return make
-
-
-def _fomaml(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-    return fomaml(
-        network(n_in, n_out, values),
-        values["loss"],
-        inner_lr(values),
-        values["inner_steps"],
-        inner_weight_decay=values["inner_weight_decay"],
-        learn_inner_lr=values["learn_inner_lr"],
-    )
-
-
-def _meta_sgd(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-    low, high = values["inner_lr_range"]
-    return MetaSGD(
-        network(n_in, n_out, values),
-        values["loss"],
-        inner_steps=values["inner_steps"],
-        first_order=values["first_order"],
-        inner_weight_decay=values["inner_weight_decay"],
-        inner_lr_range=(low, high),
-    )
-
-
-def _maml_plus_plus(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-    return MAMLPlusPlus(
-        network(n_in, n_out, values),
-        values["loss"],
-        one_inner_lr(values),
-        values["inner_steps"],
-        first_order=values["first_order"],
-        inner_weight_decay=values["inner_weight_decay"],
-        learn_inner_lr=values["learn_inner_lr"],
-        multi_step_iterations=values["multi_step_iterations"],
-        first_order_iterations=values["first_order_iterations"],
-    )
-
-
-def _reptile(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-    return Reptile(
-        network(n_in, n_out, values),
-        values["loss"],
-        one_inner_lr(values),
-        values["inner_steps"],
-        batch_rows=values["batch_rows"],
-    )
 
 
 def _cavia(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-    return CAVIA(
-        network(n_in + values["n_context"], n_out, values),
-        values["loss"],
-        values["n_context"],
-        one_inner_lr(values),
-        values["inner_steps"],
-        values["first_order"],
-    )
-
-
-def _imaml(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-    names = ("strength", "tolerance", "inner_steps", "solve_steps")
-    return IMAML(network(n_in, n_out, values), values["loss"], **{name: values[name] for name in names})
-
-
-def _baseline(
-    construct: type[Joint] | type[Scratch],
-) -> Callable[[int, int, Mapping[str, Any]], MetaLearner]:
-    """What makes one that adapts as MAML does."""
-
-    def make(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-        return construct(
-            network(n_in, n_out, values),
-            values["loss"],
-            inner_lr(values),
-            values["inner_steps"],
-            inner_weight_decay=values["inner_weight_decay"],
-        )
-
-    return make
+    return on_network(CAVIA)(n_in + values["n_context"], n_out, values)
 
 
 def _oracle(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
@@ -293,9 +200,10 @@ def _ridge(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
 
 # --- the registry -----------------------------------------------------------------------------------
 
-_INNER_LOOP = (INNER_LR, INNER_STEPS, FIRST_ORDER, INNER_WEIGHT_DECAY)
-
 _FINE_TUNING = (INNER_LR, INNER_LR_PER, INNER_STEPS, INNER_WEIGHT_DECAY)
+_ONE_INNER_LR = replace(INNER_LR, help="inner step size, one number")
+_INNER_LOOP = (_ONE_INNER_LR, INNER_STEPS, FIRST_ORDER, INNER_WEIGHT_DECAY)
+
 #: What has classes.
 _CLASSIFIED = ("omniglot", "table")
 
@@ -307,35 +215,35 @@ _ENTRIES: tuple[Entry, ...] = (
         "maml",
         "an initialisation from which a few gradient steps solve a new task",
         "Finn, Abbeel & Levine 2017",
-        _maml,
-        (*_INNER_LOOP, INNER_LR_PER, LEARN_INNER_LR),
+        on_network(MAML),
+        (*_FINE_TUNING, FIRST_ORDER, LEARN_INNER_LR),
     ),
     Entry(
         "fomaml",
         "MAML without second derivatives",
         "Finn, Abbeel & Levine 2017",
-        _fomaml,
+        on_network(fomaml),
         (*_FINE_TUNING, LEARN_INNER_LR),
     ),
     Entry(
         "anil",
         "MAML whose inner loop adapts the last layer alone",
         "Raghu, Raghu, Bengio & Vinyals 2020",
-        _maml_by(anil),
+        on_network(anil),
         _INNER_LOOP,
     ),
     Entry(
         "boil",
         "MAML whose inner loop adapts all layers but the last",
         "Oh, Yoo, Kim & Yun 2021",
-        _maml_by(boil),
+        on_network(boil),
         _INNER_LOOP,
     ),
     Entry(
         "meta-sgd",
         "MAML with a learned step size for every parameter",
         "Li, Zhou, Chen & Li 2017",
-        _meta_sgd,
+        on_network(MetaSGD),
         (
             Option(
                 "algorithm",
@@ -355,7 +263,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "lslr",
         "MAML with a learned step size for every layer and inner step",
         "Antoniou, Edwards & Storkey 2019",
-        _maml_by(lslr),
+        on_network(lslr),
         _INNER_LOOP,
         {"inner_steps": 5, "clip": 10.0},
     ),
@@ -363,7 +271,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "maml++",
         "MAML with a loss after every inner step, annealed, and learned step sizes",
         "Antoniou, Edwards & Storkey 2019",
-        _maml_plus_plus,
+        on_network(MAMLPlusPlus),
         (
             *_INNER_LOOP,
             LEARN_INNER_LR,
@@ -390,9 +298,9 @@ _ENTRIES: tuple[Entry, ...] = (
         "reptile",
         "move towards where gradient descent on a task leads; no second derivatives",
         "Nichol, Achiam & Schulman 2018",
-        _reptile,
+        on_network(Reptile),
         (
-            INNER_LR,
+            _ONE_INNER_LR,
             INNER_STEPS,
             Option(
                 "algorithm",
@@ -409,7 +317,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "imaml",
         "adapt by solving a problem that stays near theta, and differentiate its solution",
         "Rajeswaran, Finn, Kakade & Levine 2019",
-        _imaml,
+        on_network(IMAML),
         (
             Option("algorithm", "strength", float, 1.0, "of the pull to theta", low=0, exclusive=True),
             Option(
@@ -421,12 +329,12 @@ _ENTRIES: tuple[Entry, ...] = (
                 low=0,
                 exclusive=True,
             ),
-            INNER_STEPS,
+            replace(INNER_STEPS, help="most Newton steps in adapting"),
             Option(
                 "algorithm", "solve_steps", int, 200, "most conjugate-gradient steps in a solve", low=1
             ),
         ),
-        {"inner_steps": 50, "activation": "tanh"},
+        {"inner_steps": 50, "eval_steps": 50, "activation": "tanh"},
     ),
     Entry(
         "cavia",
@@ -434,7 +342,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "Zintgraf, Shiarlis, Kurin, Hofmann & Whiteson 2019",
         _cavia,
         (
-            INNER_LR,
+            _ONE_INNER_LR,
             INNER_STEPS,
             FIRST_ORDER,
             Option("algorithm", "n_context", int, 5, "context parameters of a task", low=1),
@@ -445,7 +353,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "joint",
         "a baseline: train one network on all tasks, then fine-tune it",
         "Finn, Abbeel & Levine 2017",
-        _baseline(Joint),
+        on_network(Joint),
         _FINE_TUNING,
         {"inner_lr": _SMALL_STEP},
     ),
@@ -453,7 +361,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "scratch",
         "a baseline: train a random network on the support rows alone",
         "Finn, Abbeel & Levine 2017",
-        _baseline(Scratch),
+        on_network(Scratch),
         _FINE_TUNING,
         {"inner_lr": _SMALL_STEP, "iterations": 1, "eval_steps": 100},
     ),
@@ -465,6 +373,7 @@ _ENTRIES: tuple[Entry, ...] = (
         (),
         {"iterations": 1},
         tasks=("sinusoid",),
+        inner_steps=False,
     ),
     Entry(
         "matching",

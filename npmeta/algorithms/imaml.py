@@ -105,6 +105,8 @@ class IMAML:
             object.__setattr__(self, name, float(number))
         check_steps(self.inner_steps, "inner_steps")
         check_steps(self.solve_steps, "solve_steps")
+        if isinstance(self.model, MLP) and not self.model.adapt_norm:
+            raise ValueError("implicit MAML adapts all parameters; it takes no adapt_norm=False")
         if isinstance(self.model, MLP):
             objective: Objective = Risk(self.model, "mse" if self.loss is None else self.loss)
         elif self.loss is not None:

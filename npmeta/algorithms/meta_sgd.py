@@ -33,6 +33,7 @@ class MetaSGD(MAML):
 
     def __post_init__(self) -> None:
         low, high = self.inner_lr_range
+        object.__setattr__(self, "inner_lr_range", (float(low), float(high)))
         if not -np.inf < low <= high < np.inf:
             raise ValueError(f"inner_lr_range must be (low, high), got {self.inner_lr_range}")
         # Without an "inner_lr" beside theta, all have the mean.
