@@ -191,7 +191,8 @@ class IMAML:
         rho, T = self.strength, len(support[0])
         phi = np.tile(theta, (T, 1))
         steps, moving, first = np.zeros(T, dtype=int), np.ones(T, dtype=bool), None
-        for _ in range(check_steps(n_steps, "steps") + 1):
+        n_steps = check_steps(n_steps, "steps")
+        for step in range(n_steps + 1):
             lin = self._at(phi, support)
             gradient = lin.grad + rho * (phi - theta)
             size = np.linalg.norm(gradient, axis=-1)
@@ -199,7 +200,7 @@ class IMAML:
             residual = size / first
             yield _Point(phi, lin, steps, residual)
             moving = moving & (residual > self._tolerance(theta))
-            if not moving.any():
+            if step == n_steps or not moving.any():
                 return
             # Far from the solution a rough step does, near it the last digits count.
             direction, *_ = self._solve(lin, -gradient, np.minimum(residual, 0.1))
