@@ -396,7 +396,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "iterations": 70_000,
         },
         # Finn et al. 2017, appendix A.1, "MAML, no conv". Its step size of 0.4 is for a loss divided by
-        # shots; ours is divided by ways × shots.
+        # shots; ours is divided by ways × shots. The shifts of its norm are not adapted.
         "omniglot": {
             "ways": 5,
             "shots": 1,
@@ -404,6 +404,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "hidden": [256, 128, 64, 64],
             "activation": "relu",
             "norm": "batch",
+            "adapt_norm": False,
             "inner_lr": 2.0,
             "inner_steps": 1,
             "meta_batch": 32,
