@@ -229,8 +229,8 @@ class Unmoved:
         step = gradient.values if scale is None else scale[0] * gradient.values
         return Unmoved(self.values - step)
 
-    def scaled(self, scale: Scale) -> Vector:
-        return Vector(np.zeros_like(self.values[:, 0]))
+    def scaled(self, scale: Scale) -> Unmoved:
+        return Unmoved(scale[0] * self.values)
 
     def cotangent(self, gradient: Unmoved) -> Unmoved:
         return gradient
@@ -248,8 +248,10 @@ class Unmoved:
         return Vector(self.flat()).task_mean()
 
 
-def _rows(held: Vector | Scheduled) -> Array:
+def _rows(held: Vector | Scheduled | Unmoved) -> Array:
     """γ, or β, ``(n,)`` or ``(T, 1, n)``: what every row is multiplied by, or gets added."""
+    if isinstance(held, Unmoved):
+        return np.zeros_like(held.values[:, :1])
     values = held.values[..., held.place, :] if isinstance(held, Scheduled) else held.values
     return values if values.ndim == 1 else values[:, None, :]
 

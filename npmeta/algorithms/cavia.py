@@ -80,7 +80,7 @@ class CAVIA:
                 f"{self.model.widths[0]} inputs, got {self.n_context}"
             )
         if self.model.norm is not None:
-            raise ValueError("CAVIA takes no network with normalisation")
+            raise ValueError(f"CAVIA takes no normalised network, got {self.model!r}")
         if np.ndim(self.inner_lr) or not np.isfinite(self.inner_lr):
             raise ValueError(f"inner_lr must be one finite number, got {self.inner_lr!r}")
         check_steps(self.inner_steps, "inner_steps")

@@ -23,7 +23,6 @@ from npmeta._validation import Array, DType, as_dtype, as_features, as_parameter
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_steps, named
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, backward, forward
-from npmeta.weights import flatten
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
@@ -45,13 +44,18 @@ class Passed(NamedTuple):
 
 
 def through(model: MLP, theta: Array, x: Array) -> Passed:
-    """A network on rows ``(..., n_in)`` of all tasks, as one batch: one product a layer."""
-    layers = model.layers(theta)
-    at = forward(layers, model.activations, x.reshape(1, -1, x.shape[-1]))
+    """A network on rows ``(T, ..., n_in)``, as one batch: one product a layer.
+
+    Batch normalisation is of each task's rows, support and query rows together.
+    """
+    layers = model.layers(theta, ["factored"] * model.n_layers)
+    n_batches = len(x) if model.norm == "batch" else 1
+    at = forward(layers, model.activations, x.reshape(n_batches, -1, x.shape[-1]))
 
     def pull_back(o_bar: Array) -> tuple[Array, Array]:
         back = backward(layers, at, model.slopes(at), o_bar.reshape(at.z[-1].shape))
-        theta_bar = flatten([gradient.dense() for gradient in back.gradient])[0]
+        blocks = [W.cotangent(part) for W, part in zip(layers, back.gradient, strict=True)]
+        theta_bar = n_batches * np.concatenate([block.task_mean() for block in blocks])
         return theta_bar, back.delta[0].reshape(*x.shape[:-1], -1)
 
     return Passed(at.z[-1].reshape(*x.shape[:-1], -1), pull_back)

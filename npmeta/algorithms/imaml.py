@@ -106,7 +106,7 @@ class IMAML:
         check_steps(self.inner_steps, "inner_steps")
         check_steps(self.solve_steps, "solve_steps")
         if isinstance(self.model, MLP) and not self.model.adapt_norm:
-            raise ValueError("implicit MAML adapts all parameters; it takes no adapt_norm=False")
+            raise ValueError("iMAML moves all parameters; it takes no network with adapt_norm=False")
         if isinstance(self.model, MLP):
             objective: Objective = Risk(self.model, "mse" if self.loss is None else self.loss)
         elif self.loss is not None:

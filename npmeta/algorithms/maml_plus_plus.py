@@ -1,4 +1,4 @@
-"""MAML++ (Antoniou, Edwards & Storkey 2019, "How to train your MAML"), without its normalisation."""
+"""MAML++ (Antoniou, Edwards & Storkey 2019, "How to train your MAML")."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class MAMLPlusPlus(MAML):
     and after that the last step's loss alone counts, as in MAML. (0.03 is of the authors' code.) The
     order of derivatives is annealed too: the first ``first_order_iterations`` leave the second ones
     out. :func:`npmeta.meta_train` asks for the form of each iteration by :meth:`at_iteration`; called
-    directly, an object is as its ``step_weights`` and ``first_order`` say.
+    directly, an object is as its ``step_weights`` and ``first_order`` say. The paper's normalisation is
+    the network's: ``MLP(..., norm="batch", adapt_norm=False, norm_sets=S)``.
 
     Parameters
     ----------

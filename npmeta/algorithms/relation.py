@@ -103,7 +103,7 @@ class RelationNetwork(Episodic):
 
         def pull_back(outputs_bar: Array) -> tuple[Array, Array, dict[str, Array]]:
             relation_bar, delta = to_relation(outputs_bar[..., None])
-            W, _ = self.module.unpack(params["relation"])[0]
+            W, *_ = self.module.unpack(params["relation"])[0]
             joined_bar = delta @ W.T
             sums_bar, query_bar = joined_bar[..., :d].sum(1), joined_bar[..., d:].sum(2)
             return y @ sums_bar, query_bar, {"relation": relation_bar}
