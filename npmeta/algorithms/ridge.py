@@ -22,7 +22,7 @@ class RidgeHead(Episodic):
     r"""Fit the last layer to each task in closed form, and learn the features it is fitted on (R2-D2).
 
     With features :math:`A = [e(x), 1]` of the support rows, :math:`A_Q` of the query rows, and targets
-    Y (equations 4 to 6 of the paper; one solve with a K×K matrix a task):
+    Y (section 3.2 of the paper; one solve with a K×K matrix a task):
 
     .. math:: W = A^\top M^{-1} Y, \qquad M = A A^\top + \lambda I, \qquad
               o = s\, A_Q W + b .
