@@ -92,7 +92,7 @@ def test_options_make_it():
         ({"inner_lr": [0.1, 0.2]}, "inner_lr must be one finite number, got .0.1, 0.2."),
         ({"inner_lr": np.nan}, "inner_lr must be one finite number"),
         ({"inner_steps": -1}, "inner_steps must be a whole number of at least 0, got -1"),
-        ({"model": nm.MLP([3, 4, 1], norm="layer")}, "CAVIA takes no network with normalisation"),
+        ({"model": nm.MLP([3, 4, 1], norm="layer")}, "CAVIA takes no normalised network"),
         ({"loss": "mes"}, "unknown loss 'mes' .did you mean 'mse'"),
     ],
 )
