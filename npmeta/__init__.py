@@ -4,25 +4,21 @@ Hand-written passes and Hessian-vector products of multilayer perceptrons, and f
 meta-gradient of MAML, for batches of tasks on a CPU.
 """
 
-from npmeta import algorithms, tasks, verification
+from typing import TYPE_CHECKING, Any
+
+from npmeta import algorithms, tasks
 from npmeta.activations import Activation
-from npmeta.algorithms import (
-    MAML,
-    MatchingNetwork,
-    MetaGradient,
-    PrototypicalNetwork,
-    RelationNetwork,
-    RidgeHead,
-    Scores,
-    SiameseNetwork,
-)
+from npmeta.algorithms import MAML, MetaGradient, Scores
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
 from npmeta.objective import Linearization, Objective, Risk
 from npmeta.tasks import TaskBatch
 from npmeta.training import evaluate, meta_train
 from npmeta.vector_objectives import FunctionObjective, Quadratic
-from npmeta.verification import Diagnosis, Problem, diagnose
+
+if TYPE_CHECKING:
+    from npmeta import verification
+    from npmeta.verification import Diagnosis, Problem, diagnose
 
 __version__ = "0.1.0"
 
@@ -34,17 +30,12 @@ __all__ = [
     "FunctionObjective",
     "Linearization",
     "Loss",
-    "MatchingNetwork",
     "MetaGradient",
     "Objective",
     "Problem",
-    "PrototypicalNetwork",
     "Quadratic",
-    "RelationNetwork",
-    "RidgeHead",
     "Risk",
     "Scores",
-    "SiameseNetwork",
     "TaskBatch",
     "__version__",
     "algorithms",
@@ -54,3 +45,12 @@ __all__ = [
     "tasks",
     "verification",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What verifies takes as long to import as all the rest, and training does without it.
+    if name in ("Diagnosis", "Problem", "diagnose", "verification"):
+        import npmeta.verification as verification
+
+        return verification if name == "verification" else getattr(verification, name)
+    raise AttributeError(f"module 'npmeta' has no attribute {name!r}")

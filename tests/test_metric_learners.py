@@ -9,6 +9,13 @@ from hypothesis import strategies as st
 
 import npmeta as nm
 from npmeta.activations import ACTIVATIONS
+from npmeta.algorithms import (
+    MatchingNetwork,
+    PrototypicalNetwork,
+    RelationNetwork,
+    RidgeHead,
+    SiameseNetwork,
+)
 from npmeta.losses import LOSSES
 from npmeta.parallel import Sharded
 from tests.helpers import H, assert_close, central_difference
@@ -24,22 +31,22 @@ def network(activation="tanh", n_out=d):
 
 
 LEARNERS = {
-    "matching": nm.MatchingNetwork(network()),
-    "matching, Euclidean": nm.MatchingNetwork(network(), "euclidean"),
-    "matching, squared": nm.MatchingNetwork(network(), "squared_euclidean", scale=0.5),
-    "matching, linear": nm.MatchingNetwork(nm.MLP([n_in, d])),
-    "matching, pixels": nm.MatchingNetwork(None, scale=1.0),
-    "prototypical": nm.PrototypicalNetwork(network()),
-    "prototypical, cosine": nm.PrototypicalNetwork(network("gelu"), "cosine"),
-    "prototypical, Euclidean": nm.PrototypicalNetwork(network("silu"), "euclidean", scale=2.0),
-    "siamese": nm.SiameseNetwork(network()),
-    "siamese, contrastive": nm.SiameseNetwork(network(), "contrastive", margin=2.0),
-    "siamese, pixels": nm.SiameseNetwork(None, "contrastive", margin=2.0),
-    "relation": nm.RelationNetwork(network(), nm.MLP([2 * d, 7, 1], "tanh")),
-    "ridge": nm.RidgeHead(network(), ridge=0.3),
-    "ridge, hinge": nm.RidgeHead(network("silu"), "squared_hinge"),
-    "ridge, numbers": nm.RidgeHead(network(), "mse"),
-    "ridge, counts": nm.RidgeHead(network(), "poisson_nll"),
+    "matching": MatchingNetwork(network()),
+    "matching, Euclidean": MatchingNetwork(network(), "euclidean"),
+    "matching, squared": MatchingNetwork(network(), "squared_euclidean", scale=0.5),
+    "matching, linear": MatchingNetwork(nm.MLP([n_in, d])),
+    "matching, pixels": MatchingNetwork(None, scale=1.0),
+    "prototypical": PrototypicalNetwork(network()),
+    "prototypical, cosine": PrototypicalNetwork(network("gelu"), "cosine"),
+    "prototypical, Euclidean": PrototypicalNetwork(network("silu"), "euclidean", scale=2.0),
+    "siamese": SiameseNetwork(network()),
+    "siamese, contrastive": SiameseNetwork(network(), "contrastive", margin=2.0),
+    "siamese, pixels": SiameseNetwork(None, "contrastive", margin=2.0),
+    "relation": RelationNetwork(network(), nm.MLP([2 * d, 7, 1], "tanh")),
+    "ridge": RidgeHead(network(), ridge=0.3),
+    "ridge, hinge": RidgeHead(network("silu"), "squared_hinge"),
+    "ridge, numbers": RidgeHead(network(), "mse"),
+    "ridge, counts": RidgeHead(network(), "poisson_nll"),
 }
 CLASSIFY = [name for name in LEARNERS if "numbers" not in name and "counts" not in name]
 
@@ -93,14 +100,14 @@ def test_every_derivative_is_that_of_a_complex_step(name):
 
 
 MAKERS = {
-    "matching": nm.MatchingNetwork,
-    "matching, Euclidean": lambda model: nm.MatchingNetwork(model, "euclidean"),
-    "prototypical": nm.PrototypicalNetwork,
-    "prototypical, cosine": lambda model: nm.PrototypicalNetwork(model, "cosine"),
-    "siamese": nm.SiameseNetwork,
-    "siamese, contrastive": lambda model: nm.SiameseNetwork(model, "contrastive"),
-    "relation": nm.RelationNetwork,
-    "ridge": nm.RidgeHead,
+    "matching": MatchingNetwork,
+    "matching, Euclidean": lambda model: MatchingNetwork(model, "euclidean"),
+    "prototypical": PrototypicalNetwork,
+    "prototypical, cosine": lambda model: PrototypicalNetwork(model, "cosine"),
+    "siamese": SiameseNetwork,
+    "siamese, contrastive": lambda model: SiameseNetwork(model, "contrastive"),
+    "relation": RelationNetwork,
+    "ridge": RidgeHead,
 }
 
 
@@ -432,18 +439,36 @@ def test_arguments_are_left_alone():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: nm.MatchingNetwork("mlp"), "model must be an MLP .* got str"),
-        (lambda: nm.MatchingNetwork(None, "cosin"), "unknown distance 'cosin' .did you mean 'cosine'"),
-        (lambda: nm.MatchingNetwork(None, scale=0), "scale must be a positive number, got 0"),
-        (lambda: nm.PrototypicalNetwork(None, scale=[1, 2]), "scale must be a positive number"),
-        (lambda: nm.PrototypicalNetwork(None, ways=0), "ways must be a whole number of at least 1"),
-        (lambda: nm.SiameseNetwork(None), "needs a model, whose outputs it weighs"),
-        (lambda: nm.SiameseNetwork(network(), "l1"), "unknown pair loss 'l1'"),
-        (lambda: nm.SiameseNetwork(network(), margin=-1), "margin must be a positive number, got -1"),
-        (lambda: nm.RelationNetwork(None), "needs a model"),
-        (lambda: nm.RelationNetwork(network(), network()), "relation must have 10 inputs"),
-        (lambda: nm.RidgeHead(network(), "msee"), "unknown loss 'msee'"),
-        (lambda: nm.RidgeHead(network(), ridge=float("inf")), "ridge must be a positive number"),
+        (lambda: MatchingNetwork("mlp"), "model must be an MLP .* got str"),
+        (
+            lambda: MatchingNetwork(None, "cosin"),
+            "unknown distance 'cosin' .did you mean 'cosine'",
+        ),
+        (
+            lambda: MatchingNetwork(None, scale=0),
+            "scale must be a positive number, got 0",
+        ),
+        (
+            lambda: PrototypicalNetwork(None, scale=[1, 2]),
+            "scale must be a positive number",
+        ),
+        (
+            lambda: PrototypicalNetwork(None, ways=0),
+            "ways must be a whole number of at least 1",
+        ),
+        (lambda: SiameseNetwork(None), "needs a model, whose outputs it weighs"),
+        (lambda: SiameseNetwork(network(), "l1"), "unknown pair loss 'l1'"),
+        (
+            lambda: SiameseNetwork(network(), margin=-1),
+            "margin must be a positive number, got -1",
+        ),
+        (lambda: RelationNetwork(None), "needs a model"),
+        (lambda: RelationNetwork(network(), network()), "relation must have 10 inputs"),
+        (lambda: RidgeHead(network(), "msee"), "unknown loss 'msee'"),
+        (
+            lambda: RidgeHead(network(), ridge=float("inf")),
+            "ridge must be a positive number",
+        ),
     ],
 )
 def test_bad_settings_are_refused(make, message):
@@ -472,7 +497,7 @@ def test_bad_input_is_refused():
         with pytest.raises(ValueError, match=message):
             learner.meta_gradient(params, batch)
     with pytest.raises(ValueError, match=r"must lie in 0..1 .* got 2"):
-        nm.PrototypicalNetwork(network(), ways=2).meta_gradient(params, tasks)
+        PrototypicalNetwork(network(), ways=2).meta_gradient(params, tasks)
     with pytest.raises(ValueError, match="must agree in T, K and n_in"):
         learner.predict(params, x, y, qx[:2])
     with pytest.raises(ValueError, match="must agree in T, K and n_in"):

@@ -900,7 +900,7 @@ def test_neighbours_tell_official_characters_apart(real):
 
 def test_matching_of_pixels_gets_about_what_others_got(real):
     """Vinyals et al. 2016, table 1, of other characters, scaled otherwise: 41.7 and 63.2 %."""
-    pixels = nm.MatchingNetwork(None, scale=1.0)
+    pixels = nm.algorithms.MatchingNetwork(None, scale=1.0)
     params = pixels.init(np.random.default_rng(0), np.float32)
     for shots, low, high in ((1, 0.40, 0.52), (5, 0.60, 0.70)):
         tasks = Omniglot(real, shots=shots, split_by="alphabet")

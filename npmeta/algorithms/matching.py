@@ -55,7 +55,7 @@ class MatchingNetwork(Episodic):
     Examples
     --------
     >>> import numpy as np, npmeta as nm
-    >>> matching = nm.MatchingNetwork(nm.MLP([2, 16, 8]))
+    >>> matching = nm.algorithms.MatchingNetwork(nm.MLP([2, 16, 8]))
     >>> params = matching.init(np.random.default_rng(0))
     >>> x, y = np.random.default_rng(1).normal(size=(4, 9, 2)), np.tile([0, 1, 2], (4, 3))
     >>> tasks = nm.TaskBatch(x[:, :3], y[:, :3], x[:, 3:], y[:, 3:])     # 3-way 1-shot

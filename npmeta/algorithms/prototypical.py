@@ -52,7 +52,7 @@ class PrototypicalNetwork(Episodic):
     Examples
     --------
     >>> import numpy as np, npmeta as nm
-    >>> prototypical = nm.PrototypicalNetwork(nm.MLP([2, 16, 8]))
+    >>> prototypical = nm.algorithms.PrototypicalNetwork(nm.MLP([2, 16, 8]))
     >>> params = prototypical.init(np.random.default_rng(0))
     >>> x, y = np.random.default_rng(1).normal(size=(4, 9, 2)), np.tile([0, 1, 2], (4, 3))
     >>> prototypical.predict(params, x[:, :6], y[:, :6], x[:, 6:]).shape     # 3-way 2-shot

@@ -54,7 +54,7 @@ class RelationNetwork(Episodic):
     Examples
     --------
     >>> import numpy as np, npmeta as nm
-    >>> network = nm.RelationNetwork(nm.MLP([2, 16, 8]))
+    >>> network = nm.algorithms.RelationNetwork(nm.MLP([2, 16, 8]))
     >>> network.module
     MLP([16, 128, 64, 1], activation='relu')
     >>> {name: array.shape for name, array in network.init(np.random.default_rng(0)).items()}

@@ -56,7 +56,7 @@ class RidgeHead(Episodic):
     Examples
     --------
     >>> import numpy as np, npmeta as nm
-    >>> ridge = nm.RidgeHead(nm.MLP([1, 40, 40]), loss="mse")
+    >>> ridge = nm.algorithms.RidgeHead(nm.MLP([1, 40, 40]), loss="mse")
     >>> params = ridge.init(np.random.default_rng(0))
     >>> tasks = nm.tasks.Sinusoid(shots=10).sample(seed=0, iteration=0, n_tasks=25)
     >>> out = ridge.meta_gradient(params, tasks)

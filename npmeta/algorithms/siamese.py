@@ -61,7 +61,7 @@ class SiameseNetwork(Episodic):
     Examples
     --------
     >>> import numpy as np, npmeta as nm
-    >>> siamese = nm.SiameseNetwork(nm.MLP([2, 16, 8]))
+    >>> siamese = nm.algorithms.SiameseNetwork(nm.MLP([2, 16, 8]))
     >>> params = siamese.init(np.random.default_rng(0))
     >>> {name: array.shape for name, array in params.items()}
     {'theta': (184,), 'weights': (8,), 'bias': ()}

@@ -83,11 +83,11 @@ def ridge(learner, params, e, y, q, labels):
 
 
 PEERS = {
-    nm.MatchingNetwork: matching,
-    nm.PrototypicalNetwork: prototypical,
-    nm.SiameseNetwork: siamese,
-    nm.RelationNetwork: relation,
-    nm.RidgeHead: ridge,
+    nm.algorithms.MatchingNetwork: matching,
+    nm.algorithms.PrototypicalNetwork: prototypical,
+    nm.algorithms.SiameseNetwork: siamese,
+    nm.algorithms.RelationNetwork: relation,
+    nm.algorithms.RidgeHead: ridge,
 }
 
 
