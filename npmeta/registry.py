@@ -345,9 +345,16 @@ _ENTRIES: tuple[Entry, ...] = (
             _ONE_INNER_LR,
             INNER_STEPS,
             FIRST_ORDER,
-            Option("algorithm", "n_context", int, 5, "context parameters of a task", low=1),
+            Option(
+                "algorithm",
+                "n_context",
+                int,
+                {"sinusoid": 5, "omniglot": 64, "table": 5},
+                "context parameters of a task",
+                low=1,
+            ),
         ),
-        {"inner_lr": 1.0},
+        {"inner_lr": {"sinusoid": 1.0, "omniglot": 30.0, "table": 1.0}},
     ),
     Entry(
         "joint",
