@@ -257,7 +257,7 @@ _ENTRIES: tuple[Entry, ...] = (
             FIRST_ORDER,
             INNER_WEIGHT_DECAY,
         ),
-        {"clip": 10.0},
+        {"clip": 10.0, "eval_steps": 1},  # sizes of steps it has not learned may be far too large
     ),
     Entry(
         "lslr",
@@ -265,7 +265,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "Antoniou, Edwards & Storkey 2019",
         on_network(lslr),
         _INNER_LOOP,
-        {"inner_steps": 5, "clip": 10.0},
+        {"inner_steps": 5, "clip": 10.0, "eval_steps": 5},
     ),
     Entry(
         "maml++",
@@ -292,7 +292,13 @@ _ENTRIES: tuple[Entry, ...] = (
                 low=0,
             ),
         ),
-        {"inner_steps": 5, "learn_inner_lr": True, "schedule": "cosine", "clip": 10.0},
+        {
+            "inner_steps": 5,
+            "learn_inner_lr": True,
+            "schedule": "cosine",
+            "clip": 10.0,
+            "eval_steps": 5,
+        },
     ),
     Entry(
         "reptile",
@@ -311,7 +317,7 @@ _ENTRIES: tuple[Entry, ...] = (
                 low=0,
             ),
         ),
-        {"inner_steps": 10},
+        {"inner_steps": 10, "eval_steps": 10},
     ),
     Entry(
         "imaml",
@@ -362,7 +368,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "Finn, Abbeel & Levine 2017",
         on_network(Joint),
         _FINE_TUNING,
-        {"inner_lr": _SMALL_STEP},
+        {"inner_lr": _SMALL_STEP, "eval_steps": 10},
     ),
     Entry(
         "scratch",
