@@ -58,9 +58,10 @@ def test_maml_plus_plus(norm, choice):
     [
         algorithms.PrototypicalNetwork,
         algorithms.MatchingNetwork,
-        algorithms.RelationNetwork,
+        lambda model: algorithms.RelationNetwork(model, nm.MLP([6, 4, 1], "tanh")),
         algorithms.RidgeHead,
     ],
+    ids=["prototypical", "matching", "relation", "ridge"],
 )
 def test_learners_that_compare(norm, make):
     """With batch normalisation an episode is a batch: other tasks' rows do not matter."""
