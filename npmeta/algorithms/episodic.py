@@ -27,7 +27,16 @@ from npmeta.mlp import MLP, backward, forward
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["ABSENT", "Compared", "Episodic", "Passed", "through"]
+__all__ = [
+    "ABSENT",
+    "Compared",
+    "Episodic",
+    "Passed",
+    "check_model",
+    "check_scale",
+    "initial_scale",
+    "through",
+]
 
 #: The output for a class without support rows: finite, and a probability of 0.
 ABSENT = -1e30

@@ -20,7 +20,7 @@ from npmeta.algorithms.episodic import (
 from npmeta.distances import DISTANCES
 from npmeta.mlp import MLP
 
-__all__ = ["MatchingNetwork"]
+__all__ = ["MatchingNetwork", "log_sum_by_class"]
 
 
 @dataclass(frozen=True, eq=False)
