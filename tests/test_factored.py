@@ -1,5 +1,6 @@
 """Factored weights are dense weights within rounding, and cost what the plan says."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta._blas import one_thread
+from npmeta._blas import ONE_THREAD, one_thread
 from npmeta.factored import FactoredBase, Grams, InputBase
 from npmeta.plan import make_plan
 from npmeta.weights import OuterSum, Shared, Term, flatten
@@ -271,7 +272,12 @@ faults(5)
 print(faults(50))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=120
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, **ONE_THREAD},  # threads of BLAS have memory of their own
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=120,
     )
     # Some are left to Python's own objects. Without keep_freed_memory there are hundreds in a call.
     assert int(done.stdout) < 10 * 50

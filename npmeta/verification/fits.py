@@ -17,11 +17,11 @@ from npmeta.verification.recipe import Recipe
 __all__ = ["Fits"]
 
 #: A fit begins at the best of these. Round numbers are met exactly: far from the right step size a
-#: gradient may change so fast that a fit finds nothing else.
+#: gradient may change so fast that a fit finds nothing else, and behind a kink the slope leads astray.
 ROUND = np.array([2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 16, 20, 25, 32, 50, 64, 75, 100, 128, 200, 1000])
 EVEN = np.geomspace(1e-3, 1e3, 25)
 FACTORS = np.unique(np.concatenate([EVEN, ROUND, 1 / ROUND]))
-SMALL = np.geomspace(1e-6, 3, 20)
+SMALL = np.array([float(f"{digit}e{power}") for power in range(-6, 1) for digit in (1, 2, 5)])
 #: Gauss-Newton, which converges quadratically where the residual goes to zero.
 ROUNDS = 12
 SHRINKS = 0.9
