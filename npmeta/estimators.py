@@ -38,6 +38,11 @@ from npmeta.training import Sampler, meta_train
 
 __all__ = ["AdaptedEstimator", "MetaEstimator", "NotFittedError"]
 
+#: Options that have a parameter of their own.
+OWN_OPTIONS = (
+    "algorithm", "hidden", "inner_lr", "inner_steps", "eval_steps", "iterations", "shots", "queries"
+)  # fmt: skip
+
 #: What ``partial_fit`` does with a task's rows.
 STREAMS = ("replay", "descend")
 
@@ -233,9 +238,8 @@ class MetaEstimator(_Parameters):
 
     def _config(self, task: str, seed: int) -> Config:
         """The options of a run on such tasks."""
-        own = {**self.get_params(), **(self.options or {}), "seed": seed}
-        for name in ("options", "stream", "random_state"):
-            own.pop(name, None)
+        own = {name: getattr(self, name) for name in OWN_OPTIONS}
+        own.update(self.options or {}, seed=seed)
         # Searches over parameters hand over NumPy's numbers.
         plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in own.items()}
         return Config(task, {name: value for name, value in plain.items() if value is not None})
@@ -570,9 +574,13 @@ def _columns(n: int) -> tuple[str, ...]:
 def _features(X: ArrayLike) -> Array:
     """Rows of features in float64, checked."""
     rows = np.asarray(X)
+    if rows.dtype.kind == "c":
+        raise ValueError("Complex data not supported: X must hold real numbers")
     if rows.dtype.kind not in "biufO":
         raise ValueError(f"X must hold real numbers, got dtype {rows.dtype}")
     rows = rows.astype(np.float64)
+    if rows.ndim == 2 and not rows.shape[1]:
+        raise ValueError(f"0 feature(s) (shape={rows.shape}) while a minimum of 1 is required.")
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"X must have shape (rows, features), at least (1, 1), got {rows.shape}")
     check_finite(rows, "X")
@@ -583,9 +591,7 @@ def _targets(y: ArrayLike, n_rows: int) -> Array:
     """One target a row."""
     targets = np.asarray(y)
     if targets.shape != (n_rows,):
-        raise ValueError(
-            f"y must have shape ({n_rows},), a target for each row, got {targets.shape}"
-        )
+        raise ValueError(f"y must have shape ({n_rows},), a target for each row, got {targets.shape}")
     if targets.dtype.kind in "fc":
         check_finite(targets, "y")
     return targets

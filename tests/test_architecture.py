@@ -45,6 +45,7 @@ STANDS_ON = {
     "runs": ["_files", "config"],
     "plots": ["algorithms", "tasks"],
     "predictions": ["runs", "training"],
+    "estimators": ["config", "training"],
     "reports": ["algorithms", "runs"],
     "commands": [
         "reports",
