@@ -194,7 +194,7 @@ class MetaEstimator(_Parameters):
             encoding, classes, n_out = _of_distribution(tasks, first)
         else:
             config = self._config("table", seed)
-            tasks, encoding, classes = _of_table(np.asarray(X), y, groups, config)
+            tasks, encoding, classes = _of_table(tasks, y, groups, config)
             n_out = 1 if classes is None else len(classes)
         self._classifies = n_out > 1
         if config["loss"] is None:
@@ -573,6 +573,8 @@ def _columns(n: int) -> tuple[str, ...]:
 
 def _features(X: ArrayLike) -> Array:
     """Rows of features in float64, checked."""
+    if hasattr(X, "tocsr"):
+        raise ValueError("sparse X is not supported; pass X.toarray()")
     rows = np.asarray(X)
     if rows.dtype.kind == "c":
         raise ValueError("Complex data not supported: X must hold real numbers")

@@ -293,6 +293,9 @@ def test_what_is_not_fitted_says_so():
         ({}, (X, Y[:-1], Y), r"y must have shape \(6,\), a target for each row, got \(5,\)"),
         ({}, (X, Y, Y[:-1]), r"groups must have shape \(6,\), got \(5,\)"),
         ({}, (X[:, 0], Y, Y), r"X must have shape \(rows, features\), at least \(1, 1\), got \(6,\)"),
+        ({}, (X[:, :0], Y, Y), r"0 feature\(s\) .shape=\(6, 0\). while a minimum of 1 is required"),
+        ({}, (X * 1j, Y, Y), "Complex data not supported"),
+        ({}, (X.astype(str), Y, Y), "X must hold real numbers, got dtype <U"),
         ({}, (X * np.nan, Y, Y), r"X must be finite, but X\[0, 0\] is nan"),
         ({}, (X, Y, np.zeros(6)), "no task has the 10 rows that shots . queries ask for"),
         ({"shots": 2, "queries": 1}, (X, ["a"] * 6, np.zeros(6)), "y is 'a' throughout"),
@@ -365,14 +368,11 @@ OTHERWISE = {
     "check_estimators_unfitted": "the error is npmeta's own: a ValueError and AttributeError too",
     "check_supervised_y_2d": "a column is not taken for a vector",
     "check_estimators_nan_inf": "refused, in other words",
-    "check_estimator_sparse_array": "refused, in other words",
-    "check_estimator_sparse_matrix": "refused, in other words",
+    "check_fit2d_predict1d": "refused, in other words",
     "check_fit2d_1sample": "refused, in other words",
-    "check_fit2d_1feature": "four rows are too few for three tasks",
     "check_requires_y_none": "refused, in other words",
     "check_classifiers_one_label": "refused: there is nothing to tell apart",
     "check_classifiers_regression_target": "numbers may name classes",
-    "check_classifiers_train": "asks for accuracy, and one outer step is taken",
     "check_regressors_train": "asks for accuracy, and one outer step is taken",
 }
 
@@ -383,7 +383,8 @@ class Thirds(MetaEstimator):
     kind = "regressor"
 
     def fit(self, X, y):
-        super().fit(X, y, np.arange(len(np.asarray(X))) % 3)
+        n_rows = X.shape[0] if hasattr(X, "shape") else len(np.asarray(X))
+        super().fit(X, y, np.arange(n_rows) % 3)
         self.task_ = self.adapt(X, y)
         return self
 
@@ -411,4 +412,4 @@ def test_scikit_learn_s_own_checks(estimator):
     results = checks.check_estimator(one, expected_failed_checks=OTHERWISE, on_fail=None)
     failed = [(r["check_name"], r["exception"]) for r in results if r["status"] == "failed"]
     assert failed == []
-    assert sum(r["status"] == "passed" for r in results) > 30
+    assert sum(r["status"] == "passed" for r in results) > 35
