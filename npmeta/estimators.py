@@ -196,9 +196,8 @@ class MetaEstimator(_Parameters):
             config = self._config("table", seed)
             tasks, encoding, classes = _of_table(tasks, y, groups, config)
             n_out = 1 if classes is None else len(classes)
-        self._classifies = n_out > 1
         if config["loss"] is None:
-            config = config.with_values(loss="cross_entropy" if self._classifies else "mse")
+            config = config.with_values(loss="cross_entropy" if n_out > 1 else "mse")
         if losses.get(config["loss"]).targets in ("counts", "binary"):
             raise ValueError(f"estimators predict numbers or classes, not what {config['loss']} is for")
         algorithm = config.algorithm(encoding.n_in, n_out)
@@ -222,6 +221,7 @@ class MetaEstimator(_Parameters):
             curve.append(step.loss)
         self.algorithm_, self.params_, self.loss_curve_ = algorithm, params, np.array(curve)
         self.encoding_, self.classes_, self._n_out = encoding, classes, n_out
+        self._classifies = n_out > 1
         self._eval_steps: int = config["eval_steps"]
         self.n_features_in_ = encoding.n_in
         return self
