@@ -1,0 +1,272 @@
+"""The tables that :mod:`benchmarks.tables` makes: settings, published numbers, and how sure they are.
+
+A row is a run by the options of ``npmeta train``, which has every default that is not given here. What
+a paper leaves open, or what is not at hand, stands beside its number as a doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from npmeta.options import PRESETS
+
+__all__ = ["TABLES", "Published", "Row", "Table"]
+
+#: Mean and half-width of the interval (None where the paper has none).
+Published: TypeAlias = tuple[float, float | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes
+    ----------
+    label : str
+    values : mapping
+        Options of the run, "algorithm" among them.
+    published : mapping
+        By inner steps at test time. Those of rows without inner steps stand at the table's last.
+    doubt : str
+        What is not certain about the published number, or of its setting.
+    """
+
+    label: str
+    values: Mapping[str, Any]
+    published: Mapping[int, Published] = field(default_factory=dict)
+    doubt: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a paper, with rows of our own below.
+
+    Attributes
+    ----------
+    title, source : str
+    task : str
+        "sinusoid" or "omniglot".
+    rows : mapping
+        By the name of the folder that has a row's runs.
+    steps : tuple of int
+        Inner steps at test time; a column each.
+    note : str
+        In what the runs differ from the paper's.
+    test : mapping
+        Options of the test tasks that are not those of training.
+    grid : int
+        Query points of a test task on a grid over the inputs; 0 for random ones.
+    elsewhere : mapping
+        Published accuracies of what npmeta has not, by name: for comparison.
+    """
+
+    title: str
+    source: str
+    task: str
+    rows: Mapping[str, Row]
+    steps: tuple[int, ...]
+    note: str = ""
+    test: Mapping[str, Any] = field(default_factory=dict)
+    grid: int = 0
+    elsewhere: Mapping[str, Published] = field(default_factory=dict)
+
+    @property
+    def measure(self) -> str:
+        return "loss" if self.task == "sinusoid" else "accuracy"
+
+
+# --- sine waves -------------------------------------------------------------------------------------
+
+_SINE: dict[str, Any] = PRESETS["paper"]["sinusoid"]
+
+
+def _sine(algorithm: str, **values: Any) -> dict[str, Any]:
+    """Finn et al.'s setting with another algorithm, which keeps its own inner loop."""
+    common = {name: value for name, value in _SINE.items() if not name.startswith("inner_")}
+    return {**common, "algorithm": algorithm, **values}
+
+
+_FINN = {1: (0.67, None), 5: (0.38, None), 10: (0.35, None)}
+_PRETRAINED = {1: (2.41, None), 5: (2.23, None), 10: (2.19, None)}
+_TWO_SIZES = "the paper says an inner step size of 0.01, its code has 0.001"
+
+_SINUSOID_MAML = Table(
+    "Sine waves, 5 shots: mean squared error",
+    "Finn et al. 2017, Table 2",
+    "sinusoid",
+    {
+        "maml-0.01": Row("MAML, α = 0.01", _sine("maml", inner_lr=0.01), _FINN, _TWO_SIZES),
+        "maml-0.001": Row("MAML, α = 0.001", _sine("maml", inner_lr=0.001), _FINN, _TWO_SIZES),
+        "joint-0.01": Row(
+            "pretrained, α = 0.01",
+            _sine("joint", inner_lr=0.01),
+            _PRETRAINED,
+            "the paper tunes the step size of fine-tuning and does not give it",
+        ),
+        "joint-0.001": Row(
+            "pretrained, α = 0.001",
+            _sine("joint", inner_lr=0.001),
+            _PRETRAINED,
+            "the paper tunes the step size of fine-tuning and does not give it",
+        ),
+        "scratch": Row("from scratch, α = 0.01", _sine("scratch", inner_lr=0.01, iterations=1)),
+        "oracle": Row("oracle", _sine("oracle", iterations=1)),
+        "fomaml": Row("FOMAML, α = 0.01", _sine("fomaml")),
+        "anil": Row("ANIL, α = 0.01", _sine("anil")),
+        "boil": Row("BOIL, α = 0.01", _sine("boil")),
+        "meta-sgd": Row("Meta-SGD", _sine("meta-sgd")),
+        "lslr": Row("learned step sizes", _sine("lslr")),
+        "maml++": Row("MAML++", _sine("maml++")),
+        "reptile": Row("Reptile", _sine("reptile")),
+        "imaml": Row("iMAML", _sine("imaml", activation="tanh")),
+        "cavia": Row("CAVIA, 5 context parameters", _sine("cavia")),
+        "ridge": Row("ridge head", _sine("ridge")),
+    },
+    (1, 5, 10),
+    "Trained with ten shots, tested with five; 600 tasks. Rows without a published "
+    "number have npmeta's defaults, not tuned.",
+    {"shots": 5},
+)
+
+_LI = {"shots": 5, "meta_batch": 4, "iterations": 60_000}
+
+_META_SGD = Table(
+    "Sine waves, trained and tested with 5 shots: mean squared error",
+    "Li et al. 2017, Table 1, read in a secondary source",
+    "sinusoid",
+    {
+        "meta-sgd": Row(
+            "Meta-SGD, α from U[0.005, 0.1]",
+            _sine("meta-sgd", inner_lr_range=[0.005, 0.1], **_LI),
+            {1: (0.90, 0.16)},
+            "the number of test tasks is not known, and we clip the meta-gradient at norm 10",
+        ),
+        "maml": Row(
+            "MAML, α = 0.01",
+            _sine("maml", inner_lr=0.01, **_LI),
+            {1: (1.13, 0.18)},
+            "the step size of their MAML is not known",
+        ),
+    },
+    (1,),
+    "T = 4, 60,000 iterations, one step; 600 test tasks.",
+)
+
+_CAVIA_DOUBT = "quoted from memory, and so is the setting"
+
+_CAVIA = Table(
+    "Sine waves, 10 shots, error on a grid of 100 points: mean squared error",
+    "Zintgraf et al. 2019, Table 1, quoted from memory",
+    "sinusoid",
+    {
+        **{
+            f"cavia-{n}": Row(
+                f"CAVIA, {n} context parameters, α = 1",
+                _sine("cavia", n_context=n, inner_lr=1.0, iterations=50_000),
+                {1: (0.2, None)},
+                _CAVIA_DOUBT,
+            )
+            for n in (2, 3, 5)
+        },
+        "maml": Row(
+            "MAML, α = 0.1",
+            _sine("maml", inner_lr=0.1, iterations=50_000),
+            {1: (0.33, None)},
+            _CAVIA_DOUBT,
+        ),
+    },
+    (1,),
+    "T = 25, 50,000 iterations, one step; 100 test tasks.",
+    {"eval_tasks": 100},
+    grid=100,
+)
+
+# --- drawings ---------------------------------------------------------------------------------------
+
+_HELD_OUT = (
+    "Only the background set, its alphabets divided 75 : 5 : 20 among training, validation and test: "
+    "no character of a test alphabet was seen in training. The papers hold out characters of all 50 "
+    "alphabets. 600 test tasks."
+)
+
+
+def _omniglot(shots: int, maml: Published, mann: Published) -> Table:
+    """MAML without convolutions as published; the others with its network and npmeta's defaults."""
+    paper = {**PRESETS["paper"]["omniglot"], "shots": shots, "queries": shots, "split_by": "alphabet"}
+
+    def stepped(algorithm: str, **values: Any) -> dict[str, Any]:
+        common = {name: value for name, value in paper.items() if not name.startswith("inner_")}
+        return {**common, "algorithm": algorithm, **values}
+
+    def compared(algorithm: str, **values: Any) -> dict[str, Any]:
+        own = {"shots": shots, "split_by": "alphabet", "schedule": "cosine", "iterations": 10_000}
+        return {"algorithm": algorithm, **own, **values}
+
+    return Table(
+        f"Omniglot, 5-way {shots}-shot, without convolutions: accuracy %",
+        "Finn et al. 2017, Table 1",
+        "omniglot",
+        {
+            "maml": Row(
+                "MAML, batch normalisation",
+                {"algorithm": "maml", **paper},
+                {3: maml},
+                "α = 0.4 there is for a loss divided by shots, 2.0 here for the mean over all rows; their "
+                "test characters are others",
+            ),
+            "fomaml": Row("FOMAML", stepped("fomaml", inner_lr=2.0)),
+            "anil": Row("ANIL", stepped("anil", inner_lr=2.0)),
+            "boil": Row("BOIL", stepped("boil", inner_lr=2.0)),
+            "meta-sgd": Row("Meta-SGD", stepped("meta-sgd")),
+            "lslr": Row("learned step sizes, five steps", stepped("lslr")),
+            "maml++": Row("MAML++, five steps", stepped("maml++")),
+            "reptile": Row("Reptile", stepped("reptile")),
+            "imaml": Row("iMAML, no normalisation", stepped("imaml", activation="tanh", norm="none")),
+            "cavia": Row("CAVIA, 5 context parameters", stepped("cavia")),
+            "matching": Row("matching network", compared("matching")),
+            "prototypical": Row("prototypical network", compared("prototypical")),
+            "prototypical-wide": Row(
+                "prototypical network, 784-512-512-128",
+                compared("prototypical", hidden=[512, 512], embedding=128),
+            ),
+            "siamese": Row("siamese network", compared("siamese")),
+            "relation": Row("relation network", compared("relation")),
+            "ridge": Row("ridge head", compared("ridge")),
+            "joint": Row("joint training", stepped("joint")),
+            "scratch": Row("from scratch", stepped("scratch", iterations=1)),
+        },
+        (1, 3),
+        f"{_HELD_OUT} Below MAML: npmeta's defaults, not tuned; from matching on to the ridge head "
+        "10,000 iterations with a cosine schedule and no normalisation.",
+        elsewhere={"MANN (Santoro et al. 2016)": mann},
+    )
+
+
+_PIXELS = Table(
+    "Omniglot, cosine matching of raw pixels: accuracy %",
+    "Vinyals et al. 2016, Table 1",
+    "omniglot",
+    {
+        f"{ways}w{shots}s": Row(
+            f"{ways}-way {shots}-shot",
+            {"algorithm": "pixels", "ways": ways, "shots": shots, "split_by": "alphabet"},
+            {0: (accuracy, None)},
+            "their test characters are others, and how their drawings were scaled is not known",
+        )
+        for ways, shots, accuracy in ((5, 1, 41.7), (5, 5, 63.2), (20, 1, 26.7), (20, 5, 42.6))
+    },
+    (0,),
+    f"{_HELD_OUT} Nothing is trained.",
+)
+
+#: By the name on the command line.
+TABLES: dict[str, Table] = {
+    "sinusoid-maml": _SINUSOID_MAML,
+    "meta-sgd": _META_SGD,
+    "cavia": _CAVIA,
+    "omniglot-5w1s": _omniglot(1, (89.7, 1.1), (82.8, None)),
+    "omniglot-5w5s": _omniglot(5, (97.5, 0.6), (94.9, None)),
+    "pixels": _PIXELS,
+}
