@@ -58,7 +58,7 @@ class Plan:
 
     def config(self, row: Row, seed: int) -> Config:
         """The run of a row: its own options, the seed, the data, the iterations."""
-        settled: dict[str, Any] = {"seed": seed}
+        settled: dict[str, Any] = {"seed": seed, "eval_steps": max(self.table.steps)}
         if self.table.task == "omniglot":
             settled["data"] = self.data
         config = Config(self.table.task, row.values, settled)
@@ -88,7 +88,7 @@ def make(plan: Plan, row_name: str, seed: int, workers: int) -> int:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with redirect_stdout(sys.stderr):  # standard output is the table's
         if (folder / "config.toml").exists():
-            given = {**row.values, "seed": seed, "iterations": config["iterations"]}
+            given = {name: config[name] for name in (*row.values, "seed", "eval_steps", "iterations")}
             if plan.data is not None and plan.table.task == "omniglot":
                 given["data"] = plan.data
             status = resume_run(folder, plan.table.task, given, workers)
@@ -113,7 +113,8 @@ def _score(table: Table, run: Run) -> dict[str, Any]:
         steps=max(table.steps) if config.inner_steps else None,
         seed=config["seed"],
     )
-    mean, half = scored.mean(table.measure), scored.interval(table.measure)
+    with np.errstate(all="ignore"):  # a task that diverges is said in the table
+        mean, half = scored.mean(table.measure), scored.interval(table.measure)
     columns = {step: step for step in table.steps} if len(mean) > 1 else {table.steps[-1]: 0}
     percent = 100 if table.measure == "accuracy" else 1
     return {

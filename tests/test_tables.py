@@ -1,0 +1,53 @@
+"""The papers' tables: their settings are valid, and a table that was stopped goes on."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from benchmarks.papers import TABLES
+from benchmarks.tables import interval, main
+from npmeta.commands import Progress
+from npmeta.config import Config
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_is_a_valid_run(name):
+    table = TABLES[name]
+    for row in table.rows.values():
+        config = Config(table.task, row.values)
+        config.algorithm(*((1, 1) if table.task == "sinusoid" else (784, config["ways"])))
+        assert set(row.published) <= set(table.steps)
+
+
+def test_a_table_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
+    def made(folder):
+        options = ["--row", "maml", "--iterations", "4", "--out", str(tmp_path / folder)]
+        return main(["meta-sgd", *options])
+
+    assert made("whole") == 0
+    assert "Shortened" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "update", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert made("stopped") == 130
+    assert not (tmp_path / "stopped" / "meta-sgd.json").exists()
+    assert made("stopped") == 0
+    whole, stopped = ((tmp_path / f / "meta-sgd.json").read_text() for f in ("whole", "stopped"))
+    assert whole == stopped
+    rows = {row["row"]: row for row in json.loads(whole)["rows"]}
+    assert len(rows["maml"]["seeds"]) == 1
+    assert not rows["meta-sgd"]["seeds"]
+
+
+def test_the_interval_over_seeds_is_students():
+    scores = [{"mean": {"1": m}, "ci95": {"1": 0.5}} for m in (1.0, 3.0)]
+    # t(0.975, one degree of freedom) = 12.7062, and the standard error of 1 and 3 is 1.
+    assert interval(scores, "1") == pytest.approx((2.0, 12.7062), rel=1e-5)
+    assert interval(scores[:1], "1") == (1.0, 0.5)
+
+
+def test_what_is_missing_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["pixels"])
+    assert "--data PATH" in capsys.readouterr().err
