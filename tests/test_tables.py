@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from benchmarks.papers import TABLES
 from benchmarks.tables import interval, main
 from npmeta.commands import Progress
 from npmeta.config import Config
+from tests.test_tasks_omniglot import REAL
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -51,3 +53,13 @@ def test_what_is_missing_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["pixels"])
     assert "--data PATH" in capsys.readouterr().err
+
+
+def test_drawings(tmp_path, monkeypatch, capsys):
+    if not REAL.exists():
+        pytest.skip("needs Omniglot at ../shared/data/omniglot/images_background.zip")
+    monkeypatch.setitem(TABLES, "pixels", replace(TABLES["pixels"], test={"eval_tasks": 50}))
+    assert main(["pixels", "--row", "5w1s", "--data", str(REAL), "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "pixels.json").read_text())["rows"]
+    assert 20 < rows[0]["ours"]["0"][0] < 100  # percent; guessing gives 20
+    assert capsys.readouterr().out.count("not yet measured") == 3
