@@ -223,7 +223,7 @@ def _omniglot(shots: int, maml: Published, mann: Published) -> Table:
             "lslr": Row("learned step sizes, five steps", stepped("lslr")),
             "maml++": Row("MAML++, five steps", stepped("maml++")),
             "reptile": Row("Reptile", stepped("reptile")),
-            "cavia": Row("CAVIA, 5 context parameters", stepped("cavia")),
+            "cavia": Row("CAVIA, 64 context parameters", stepped("cavia", norm="none")),
             "matching": Row("matching network", compared("matching")),
             "prototypical": Row("prototypical network", compared("prototypical")),
             "prototypical-wide": Row(
