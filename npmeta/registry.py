@@ -17,9 +17,11 @@ from npmeta.algorithms import (
     CAVIA,
     IMAML,
     MAML,
+    MANN,
     Joint,
     MAMLPlusPlus,
     MatchingNetwork,
+    MetaLSTM,
     MetaSGD,
     PrototypicalNetwork,
     RelationNetwork,
@@ -196,6 +198,28 @@ def _relation(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
 def _ridge(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     features = _embedding(n_in, values)
     return RidgeHead(features, values["loss"], values["ridge"], values["scale"], ways=n_out)
+
+
+def _lstm(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    return MetaLSTM(
+        network(n_in, n_out, values),
+        values["loss"],
+        one_inner_lr(values),
+        values["inner_steps"],
+        values["first_order"],
+    )
+
+
+def _mann(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    return MANN(
+        _embedding(n_in, values),
+        values["loss"],
+        n_out,
+        values["units"],
+        values["slots"],
+        values["slot_width"],
+        values["scale"] or MANN.scale,
+    )
 
 
 # --- the registry -----------------------------------------------------------------------------------
@@ -467,6 +491,29 @@ _ENTRIES: tuple[Entry, ...] = (
             ),
             SCALE,
         ),
+        inner_steps=False,
+    ),
+    Entry(
+        "lstm",
+        "an LSTM's gates, learned, make the inner steps",
+        "Ravi & Larochelle 2017",
+        _lstm,
+        (INNER_LR, INNER_STEPS, FIRST_ORDER),
+        {"inner_steps": 5, "first_order": True, "clip": 10.0},
+    ),
+    Entry(
+        "mann",
+        "a controller that reads the support rows and writes to a memory",
+        "Santoro et al. 2016",
+        _mann,
+        (
+            EMBEDDING,
+            Option("model", "units", int, 64, "of the controller, an LSTM", low=1),
+            Option("model", "slots", int, 32, "of the memory", low=1),
+            Option("model", "slot_width", int, 32, "numbers in a slot of the memory", low=1),
+            SCALE,
+        ),
+        {"clip": 10.0},
         inner_steps=False,
     ),
     Entry(

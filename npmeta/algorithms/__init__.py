@@ -6,7 +6,9 @@ from npmeta.algorithms.cavia import CAVIA
 from npmeta.algorithms.imaml import IMAML
 from npmeta.algorithms.maml import MAML
 from npmeta.algorithms.maml_plus_plus import MAMLPlusPlus
+from npmeta.algorithms.mann import MANN
 from npmeta.algorithms.matching import MatchingNetwork
+from npmeta.algorithms.meta_lstm import MetaLSTM
 from npmeta.algorithms.meta_sgd import MetaSGD
 from npmeta.algorithms.prototypical import PrototypicalNetwork
 from npmeta.algorithms.relation import RelationNetwork
@@ -19,10 +21,12 @@ __all__ = [
     "CAVIA",
     "IMAML",
     "MAML",
+    "MANN",
     "Joint",
     "MAMLPlusPlus",
     "MatchingNetwork",
     "MetaGradient",
+    "MetaLSTM",
     "MetaLearner",
     "MetaSGD",
     "PrototypicalNetwork",
