@@ -7,6 +7,7 @@ import pytest
 
 import npmeta as nm
 from npmeta.algorithms import MANN, MetaLSTM
+from npmeta.algorithms.mann import in_order
 from npmeta.algorithms.meta_lstm import preprocess
 from tests.algorithms import TIGHT, by_complex_step, one_by_one, with_noise
 from tests.helpers import H, assert_close, central_difference
@@ -189,6 +190,23 @@ def test_every_label_is_read_and_by_the_controller_alone():
     np.testing.assert_array_equal(
         learner.predict(blind, x, y, query), learner.predict(blind, x, y + 1, query)
     )
+
+
+@pytest.mark.parametrize("name", MANNS)
+def test_the_order_of_rows_does_not_matter(name):
+    learner = MANNS[name]
+    params, tasks = params_for(learner), tasks_for(learner)
+    x, y = tasks.support_x, tasks.support_y
+    shuffled = nm.TaskBatch(x[:, ::-1], y[:, ::-1], tasks.query_x, tasks.query_y)
+    out, other = learner.meta_gradient(params, tasks), learner.meta_gradient(params, shuffled)
+    for key, grad in out.grads.items():
+        np.testing.assert_array_equal(grad, other.grads[key])
+    predicted = learner.predict(params, x[:, ::-1], y[:, ::-1], tasks.query_x)
+    np.testing.assert_array_equal(predicted, learner.predict(params, x, y, tasks.query_x))
+    # What decides is the inputs: labels may be anything.
+    rows, labels = in_order(x, np.tile(np.arange(K), (T, 1)))
+    np.testing.assert_array_equal(rows, x[np.arange(T)[:, None], labels])
+    assert (labels != np.arange(K)).any()
 
 
 def test_query_rows_do_not_know_of_each_other():

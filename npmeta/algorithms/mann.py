@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations, losses
-from npmeta._validation import Array, DType
-from npmeta.algorithms.base import MetaParameters
+from npmeta._validation import Array, DType, as_features
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores
 from npmeta.algorithms.episodic import Compared, Episodic, check_model, check_scale
 from npmeta.distances import cosine
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
 
-__all__ = ["MANN"]
+if TYPE_CHECKING:
+    from npmeta.tasks.batch import TaskBatch
+
+__all__ = ["MANN", "in_order"]
 
 #: γ, the share of its usage that a slot keeps from one row to the next.
 DECAY = 0.95
@@ -98,8 +102,7 @@ class MANN(Episodic):
     4 units)``, "key" ``(units + 1, m)`` and "output" ``(units + m + 1, N)``, each with its bias as the
     last row, "write_gate" (α) and "scale" (s). In the paper the loss counts at every row of a stream, α
     may depend on the row, and there are four reads; here the loss is that of the query rows, α one
-    number, and there is one read. Rows count in the order in which they come.
-
+XX
     The least used slot is a choice, and nothing is differentiated through which it is.
 
     Examples
@@ -160,8 +163,26 @@ class MANN(Episodic):
         params["controller"][-1, self.units : 2 * self.units] = 1
         return params
 
+    def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
+        return super().meta_gradient(params, _in_order(tasks))
+
+    def evaluate(
+        self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
+    ) -> Scores:
+        return super().evaluate(params, _in_order(tasks), steps)
+
+    def predict(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        query_x: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        return super().predict(params, *in_order(support_x, support_y), query_x, steps)
+
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
-        """Outputs for every query row, after the support rows in their order."""
+        """Outputs for every query row, after the support rows one by one."""
         (T, K, _), Q = support.shape, query.shape[1]
         late = np.concatenate([np.zeros_like(y[:, :1]), y], axis=1)  # late[:, t] is y_{t−1}
         state, steps = self._begin(T, support.dtype), []
@@ -262,3 +283,24 @@ class MANN(Episodic):
             return u_bar[:, : e.shape[1]], moved
 
         return Stepped(v @ W_o, after, pull_back)
+
+
+def in_order(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+    """The rows of every task by size of Σ_j x_j cos j: an order that knows nothing of their labels.
+
+    Parameters
+    ----------
+    x : array_like, (T, rows, n_in)
+    y : array_like, (T, rows, ...)
+    """
+    x, y = as_features(x, "support_x"), np.asarray(y)
+    if x.ndim != 3 or y.shape[:2] != x.shape[:2]:
+        return x, y  # and be refused where shapes are checked
+    rows = (x * np.cos(np.arange(x.shape[-1]))).sum(-1).argsort(1, kind="stable")
+    tasks = np.arange(len(x))[:, None]
+    return x[tasks, rows], y[tasks, rows]
+
+
+def _in_order(tasks: TaskBatch) -> TaskBatch:
+    support = in_order(tasks.support_x, tasks.support_y)
+    return dataclasses.replace(tasks, support_x=support[0], support_y=support[1])

@@ -84,9 +84,9 @@ def mann(learner, params, x, y, query_x):
     sizes += [(learner.slots, learner.width), (learner.slots,)]
     state = tuple(torch.zeros(size, dtype=x.dtype) for size in sizes)
     label = torch.zeros(n_out, dtype=x.dtype)
-    for e, number in zip(embedded, numbers, strict=True):
-        _, state = row(state, e, label)
-        label = number
+    for t in torch.argsort(x @ torch.arange(x.shape[1]).to(x.dtype).cos()):
+        _, state = row(state, embedded[t], label)
+        label = numbers[t]
     return torch.stack([row(state, e, label)[0] for e in query])
 
 
