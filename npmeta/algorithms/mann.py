@@ -102,8 +102,13 @@ class MANN(Episodic):
     4 units)``, "key" ``(units + 1, m)`` and "output" ``(units + m + 1, N)``, each with its bias as the
     last row, "write_gate" (α) and "scale" (s). In the paper the loss counts at every row of a stream, α
     may depend on the row, and there are four reads; here the loss is that of the query rows, α one
-XX
-    The least used slot is a choice, and nothing is differentiated through which it is.
+    number, and there is one read.
+
+    Which slot is least used has no derivative.
+
+    Support rows are read in an order of their inputs (:func:`in_order`), whatever order they come in.
+    Otherwise tasks whose classes are always in the same order would teach the network to go by the
+    place of a row and not by its label.
 
     Examples
     --------
