@@ -16,20 +16,20 @@ import numpy as np
 
 from npmeta._validation import Array
 from npmeta.algorithms import MAML
-from npmeta.mlp import MLP, forward
+from npmeta.mlp import forward
 from npmeta.verification.computation import evaluate
 from npmeta.verification.faults import FAULTS
 from npmeta.verification.given import Given, layers, value_and_gradient
 from npmeta.verification.golden_families import SUITE_VERSION
 from npmeta.verification.golden_files import described, named_arrays, tensors_of
 from npmeta.verification.golden_settings import Setting
-from npmeta.verification.golden_words import ACTIVATION_FORMULAS, LOSS_FORMULAS
+from npmeta.verification.golden_words import ACTIVATION_FORMULAS, LOSS_FORMULAS, normalisation
 from npmeta.verification.noise import CEILING_OF_MISTAKES, Noise, relative
 from npmeta.verification.oracle import Reference, complex_step, extended, meta_gradient, richardson
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Recipe
 
-__all__ = ["ALGORITHMS", "SECOND_ORDER", "GoldenCase", "golden_case"]
+__all__ = ["SECOND_ORDER", "GoldenCase", "loss_words"]
 
 #: The mistake of a case that asks for the first-order gradient, and gets the exact one.
 SECOND_ORDER = "second_order_kept"
@@ -88,33 +88,33 @@ class GoldenCase:
     @cached_property
     def inputs(self) -> dict[str, Array]:
         """All that an answer depends on."""
-        problem, maml = self.problem, self.maml
+        problem, maml, model = self.problem, self.maml, self.setting.model
         tensors = tensors_of(problem)
         tensors["inner_lr"] = np.asarray(maml.inner_lr, dtype=np.float64)
         tensors["inner_weight_decay"] = np.array(maml.inner_weight_decay)
         for s, row in enumerate(problem.step_sizes(np.dtype(np.float64))[: problem.S]):
-            tensors |= named_arrays(f"step_size.{s:03}", problem, row)
+            tensors |= named_arrays(f"step_size.{s:03}", model, row)
         return tensors
 
     @cached_property
     def tensors(self) -> dict[str, Array]:
         """Inputs, what is expected, and wrong answers."""
-        problem, right = self.problem, self._oracle
+        problem, right, model = self.problem, self._oracle, self.setting.model
         tensors = dict(self.inputs)
-        tensors |= named_arrays("expected.meta_grad", problem, right.grad)
-        tensors |= named_arrays("expected.first_order_grad", problem, right.first_order)
+        tensors |= named_arrays("expected.meta_grad", model, right.grad)
+        tensors |= named_arrays("expected.first_order_grad", model, right.first_order)
         tensors["expected.inner_lr_grad"] = right.grads["inner_lr"]
         tensors["expected.meta_loss"] = np.array(right.loss)
         tensors["expected.query_loss"] = right.task_loss
         tensors["expected.support_loss"] = np.stack([loss for _, loss in self._path], axis=1)
         for s, (phi, _) in enumerate(self._path):
             for t in range(problem.T):
-                tensors |= named_arrays(f"expected.task.{t:03}.phi.{s:03}", problem, phi[t])
+                tensors |= named_arrays(f"expected.task.{t:03}.phi.{s:03}", model, phi[t])
         for word, gradient in self._acceptable.items():
-            tensors |= named_arrays(f"acceptable.{word}.meta_grad", problem, gradient)
+            tensors |= named_arrays(f"acceptable.{word}.meta_grad", model, gradient)
         for id, wrong in self._wrong.items():
             if wrong.misfit > self.tolerance["float64"]:
-                tensors |= named_arrays(f"wrong.{id}.meta_grad", problem, wrong.gradient)
+                tensors |= named_arrays(f"wrong.{id}.meta_grad", model, wrong.gradient)
         return tensors
 
     @cached_property
@@ -140,7 +140,7 @@ class GoldenCase:
     def _acceptable(self) -> dict[str, Array]:
         """Gradients with another activation that is no mistake."""
         return {
-            word: self._reference(self.setting.maml_with(MLP(self.setting.widths, other))).grad
+            word: self._reference(self.setting.maml_with(self.setting.model.with_activation(other))).grad
             for word, other in self.setting.also
         }
 
@@ -176,25 +176,49 @@ class GoldenCase:
     @cached_property
     def document(self) -> dict[str, Any]:
         """What ``case.json`` says."""
-        setting, problem, model = self.setting, self.problem, self.setting.model
+        setting, problem = self.setting, self.problem
         return {
+            **self._said,
             **described(problem),
+            "order": 1 if setting.first_order else 2,
+            "inner_loss_details": loss_words(setting.loss),
+            "outer_loss_details": loss_words(setting.loss),
+            "inner_step": "phi[s+1] = phi[s] - step_size[s] * (grad + inner_weight_decay * phi[s])",
+            "inner_lr_kind": _kind(setting),
+            "adapted": self._adapted(),
+            "acceptable": {
+                word: relative(gradient, self._oracle.grad)
+                for word, gradient in self._acceptable.items()
+            },
+            "oracle": {"method": METHOD, "agreement": self._agreement()},
+            **self._wrong_answers(),
+        }
+
+    @property
+    def _said(self) -> dict[str, Any]:
+        """What is said of every algorithm's case."""
+        setting, model, tasks = self.setting, self.setting.model, self.setting.tasks
+        return {
             "id": self.id,
             "family": setting.family,
             "about": setting.about,
             "suite_version": SUITE_VERSION,
             "result": "acceptable" if setting.also else "valid",
             "algorithm": setting.algorithm,
-            "order": 1 if setting.first_order else 2,
+            **({"published_as": setting.published_as} if setting.published_as else {}),
             "sizes": {
-                "T": problem.T,
-                "K": problem.K,
-                "Q": problem.Q,
-                "S": problem.S,
-                "P": problem.P,
-                "n_in": model.widths[0],
-                "n_out": model.widths[-1],
+                "T": len(tasks),
+                "K": setting.K,
+                "Q": setting.Q,
+                "S": setting.S,
+                "P": model.n_params,
+                "n_in": tasks.support_x.shape[-1],
+                "n_out": setting.n_targets or model.widths[-1],
             },
+            "widths": list(model.widths),
+            "activation": [f.name for f in model.activations],
+            "layout": "in_out",
+            "parameter_order": list(model.places),
             "layer": "y = x W + b",
             "output_activation": "identity",
             "activation_details": [
@@ -206,22 +230,12 @@ class GoldenCase:
                 }
                 for f in model.activations
             ],
-            "inner_loss_details": _loss(setting.loss),
-            "outer_loss_details": _loss(setting.loss),
+            **normalisation(model),
             "targets": setting.targets or "values",
-            "inner_step": "phi[s+1] = phi[s] - step_size[s] * (grad + inner_weight_decay * phi[s])",
-            "inner_lr_kind": _kind(setting),
-            "adapted": self._adapted(),
             "task_reduction": "mean",
             "min_abs_z": min((float(np.abs(z).min()) for z in self._hidden()), default=None),
             "min_distance_to_loss_kink": self._loss_kink(),
             "tolerance": self.tolerance,
-            "acceptable": {
-                word: relative(gradient, self._oracle.grad)
-                for word, gradient in self._acceptable.items()
-            },
-            "oracle": {"method": METHOD, "agreement": self._agreement()},
-            **self._wrong_answers(),
         }
 
     def _adapted(self) -> list[str]:
@@ -230,8 +244,8 @@ class GoldenCase:
         return [name for name, place in self.problem.blocks.items() if sizes[:, place].any()]
 
     def _hidden(self) -> Iterator[Array]:
-        """Pre-activations of all hidden layers, in all passes."""
-        yield from (z for at in self._forward() for z in at.z[:-1])
+        """What all hidden layers hand to their activations, in all passes."""
+        yield from (pre.u for at in self._forward() for pre in at.pre)
 
     def _forward(self) -> Iterator[Any]:
         given = self._given
@@ -307,7 +321,8 @@ class GoldenCase:
         }
 
 
-def _loss(name: str) -> dict[str, str]:
+def loss_words(name: str) -> dict[str, str]:
+    """A loss in words."""
     formula = LOSS_FORMULAS[name]
     return {"name": name, "formula": formula.formula, "outputs": formula.outputs, "rows": formula.rows}
 
@@ -320,13 +335,3 @@ def _kind(setting: Setting) -> str:
     if setting.step_sizes in by_layer:
         return "layer"
     return "parameter" if setting.step_sizes in by_parameter else setting.step_sizes
-
-
-#: What computes the cases of an algorithm. That of another one is a subclass with its own ``_oracle``,
-#: ``_wrong`` and ``_agreement``; its name goes into the schema too.
-ALGORITHMS: dict[str, type[GoldenCase]] = {"maml": GoldenCase}
-
-
-def golden_case(setting: Setting) -> GoldenCase:
-    """The case of a setting."""
-    return ALGORITHMS[setting.algorithm](setting)

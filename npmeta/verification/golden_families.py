@@ -86,12 +86,22 @@ def _step_size_kinds() -> Iterator[Setting]:
     yield case("large", "α = 1", step_sizes=1.0)
     yield case("layer", "α for every layer", step_sizes="layer")
     yield case("step", "α for every step", step_sizes="step")
-    yield case("step_and_layer", "α for every step and layer (LSLR)", step_sizes="step_and_layer")
-    yield case("parameter", "α for every parameter (Meta-SGD)", step_sizes="parameter")
+    yield case(
+        "step_and_layer",
+        "α for every step and layer (LSLR)",
+        step_sizes="step_and_layer",
+        published_as="lslr",
+    )
+    yield case(
+        "parameter",
+        "α for every parameter (Meta-SGD)",
+        step_sizes="parameter",
+        published_as="meta-sgd",
+    )
     yield case("step_and_parameter", "α for every step and parameter", step_sizes="step_and_parameter")
     mask = _family("mask")
-    yield mask("head", "the last layer alone is adapted (ANIL)", step_sizes="head")
-    yield mask("body", "all but the last layer are adapted (BOIL)", step_sizes="body")
+    yield mask("head", "the last layer alone is adapted (ANIL)", step_sizes="head", published_as="anil")
+    yield mask("body", "all but the last layer are adapted (BOIL)", step_sizes="body", published_as="boil")
     yield mask("weights", "biases are not adapted", step_sizes="weights")
     yield mask("scattered", "every other parameter is adapted", step_sizes="every other parameter")
     decay = _family("weight-decay")
@@ -105,7 +115,7 @@ def _step_size_kinds() -> Iterator[Setting]:
         targets="labels",
         step_sizes="layer",
     )
-    order = _family("first-order", first_order=True)
+    order = _family("first-order", first_order=True, published_as="fomaml")
     yield order("tanh", "the first-order approximation is what is asked for (FOMAML)")
     yield order(
         "relu",
@@ -116,6 +126,118 @@ def _step_size_kinds() -> Iterator[Setting]:
     )
     yield order("weight-decay", "the decay's derivative is left out too", weight_decay=0.1)
     yield order("parameter", "with α for every parameter", step_sizes="parameter")
+
+
+def _normalisation() -> Iterator[Setting]:
+    case = _family("norm")
+    yield case("batch", "statistics of the rows of a task, transductive", norm="batch")
+    yield case(
+        "batch-frozen",
+        "scale and shift are learned by the outer loop alone",
+        norm="batch",
+        adapt_norm=False,
+    )
+    yield case("layer", "statistics of the units of a row", norm="layer")
+    yield case("layer-frozen", "the same, in the outer loop alone", norm="layer", adapt_norm=False)
+    yield case(
+        "batch-relu",
+        "the usual classifier, one step",
+        norm="batch",
+        activation="relu",
+        loss="cross_entropy",
+        targets="labels",
+        S=1,
+    )
+
+
+def _gradient_based() -> Iterator[Setting]:
+    mamlpp = _family("mamlpp", algorithm="maml++", widths=(4, 6, 5, 3))
+    third = (("step_weights", (0.25, 0.25, 0.5)),)
+    yield mamlpp(
+        "weights",
+        "a loss after every step, α for every step and layer",
+        step_sizes="step_and_layer",
+        options=third,
+    )
+    yield mamlpp(
+        "norm",
+        "batch normalisation with scale and shift for every step",
+        step_sizes="step_and_layer",
+        options=third,
+        norm="batch",
+        adapt_norm=False,
+        norm_sets=3,
+    )
+    yield mamlpp(
+        "cross_entropy",
+        "of two steps, the earlier one weighed more",
+        loss="cross_entropy",
+        targets="labels",
+        step_sizes="step_and_layer",
+        S=2,
+        options=(("step_weights", (0.75, 0.25)),),
+    )
+    reptile = _family("reptile", algorithm="reptile", widths=(4, 6, 5, 3))
+    yield reptile(
+        "minibatches", "five steps on three minibatches in turn", S=5, options=(("batch_rows", 4),)
+    )
+    yield reptile(
+        "rows-left-over", "two minibatches, and two rows in none", options=(("batch_rows", 5),)
+    )
+    yield reptile("all-rows", "the same rows in every step", options=(("batch_rows", 0),))
+    cavia = _family("cavia", algorithm="cavia", widths=(5, 6, 6, 3), n_context=2, step_sizes=0.5)
+    yield cavia("tanh", "two context parameters, three steps")
+    yield cavia("one-step", "the setting of the paper: one step of size 1", S=1, step_sizes=1.0)
+    yield cavia(
+        "cross_entropy", "a classifier", activation="relu", loss="cross_entropy", targets="labels"
+    )
+    yield cavia("first-order", "the first-order approximation is what is asked for", first_order=True)
+    imaml = _family("imaml", algorithm="imaml", widths=(4, 6, 3), S=0)
+    yield imaml("strong", "ρ = 2: near theta", options=(("strength", 2.0),))
+    yield imaml("weak", "ρ = 0.5: far from theta", options=(("strength", 0.5),))
+    yield imaml(
+        "cross_entropy",
+        "a classifier",
+        loss="cross_entropy",
+        targets="labels",
+        options=(("strength", 0.5),),
+    )
+    yield Setting(
+        "joint", "", "one network for the rows of all tasks", algorithm="joint", widths=(4, 6, 3), S=0
+    )
+
+
+def _metric_learners() -> Iterator[Setting]:
+    """Three classes with two rows, two rows and one; the class with one is another in every task."""
+    episode = {
+        "widths": (4, 6, 5),
+        "loss": "cross_entropy",
+        "targets": "labels",
+        "n_targets": 3,
+        "T": 4,
+        "S": 0,
+    }
+    for algorithm, distances in (
+        ("prototypical", ("squared_euclidean", "euclidean", "cosine")),
+        ("matching", ("cosine", "euclidean")),
+    ):
+        case = _family(algorithm, algorithm=algorithm, **episode)
+        for distance in distances:
+            yield case(
+                distance, f"{distance.replace('_', ' ')} distance", options=(("distance", distance),)
+            )
+    siamese = _family("siamese", algorithm="siamese", **episode)
+    yield siamese("weighted_l1", "pairs by cross-entropy", options=(("pair_loss", "weighted_l1"),))
+    yield siamese(
+        "contrastive",
+        "pairs by distance, within the margin and beyond",
+        options=(("pair_loss", "contrastive"), ("margin", 2.0)),
+    )
+    relation = _family("relation", algorithm="relation", **{**episode, "loss": "mse"})
+    yield relation("sum", "classes by the sum of their rows", options=(("relation_hidden", (6,)),))
+    ridge = _family("ridge", algorithm="ridge", **episode)
+    yield ridge("mse", "of values", loss="mse", targets="")
+    yield ridge("cross_entropy", "of classes: rows of the identity are fitted")
 
 
 def _edges() -> Iterator[Setting]:
@@ -178,5 +300,8 @@ SETTINGS: Sequence[Setting] = [
     *_losses(),
     *_shapes(),
     *_step_size_kinds(),
+    *_normalisation(),
+    *_gradient_based(),
+    *_metric_learners(),
     *_edges(),
 ]

@@ -42,10 +42,12 @@ __all__ = [
     "posed",
     "read_case",
     "save_problem",
+    "task_arrays",
     "tensors_of",
 ]
 
 NEEDED = ("widths", "activation", "inner_loss", "inner_lr", "inner_steps")
+NORM = ("norm", "adapt_norm", "norm_sets")
 
 
 def load_problem(folder: PathLike) -> Problem:
@@ -59,7 +61,10 @@ def load_problem(folder: PathLike) -> Problem:
     """
     case, tensors = read_case(folder)
     if case.get("algorithm", "maml") != "maml":
-        raise ValueError(f"{folder} is a case of {case['algorithm']}; the doctor knows maml")
+        raise ValueError(
+            f"{folder} is a case of {case['algorithm']}, and the doctor knows the mistakes of maml alone; "
+            f"npmeta golden check judges it"
+        )
     if case.get("order", 2) != 2:
         raise ValueError(
             f"{folder} asks for the first-order gradient, which the doctor takes for a mistake; "
@@ -83,16 +88,16 @@ def read_case(folder: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
         if not isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
             raise
         raise ValueError(f"{folder / 'case.json'} is no JSON: {error}") from None
-    missing = [name for name in NEEDED if name not in case]
-    if missing:
-        raise ValueError(f"{folder / 'case.json'} has no {missing[0]!r}")
     return case, load_arrays(folder / "tensors.npz")
 
 
 def posed(folder: PathLike, case: dict[str, Any], tensors: dict[str, Array]) -> Problem:
     """The problem that a case poses, with exact second derivatives."""
+    missing = [name for name in NEEDED if name not in case]
+    if missing:
+        raise ValueError(f"{Path(folder) / 'case.json'} has no {missing[0]!r}")
     file = Path(folder) / "tensors.npz"
-    norm = {name: case[name] for name in ("norm", "adapt_norm") if name in case}
+    norm = {name: case[name] for name in NORM if name in case}
     model = MLP(case["widths"], case["activation"], **norm)
     theta = _joined(tensors, "theta", model, file)
     parts = []
@@ -131,7 +136,7 @@ def described(problem: Problem) -> dict[str, Any]:
     """What ``case.json`` has to say of a problem."""
     assert problem.risk is not None
     model = problem.risk.model
-    norm = {} if model.norm is None else {"norm": model.norm, "adapt_norm": model.adapt_norm}
+    norm = {} if model.norm is None else {name: getattr(model, name) for name in NORM}
     return {
         "widths": list(model.widths),
         "activation": [f.name for f in model.activations],
@@ -147,20 +152,25 @@ def described(problem: Problem) -> dict[str, Any]:
 
 def tensors_of(problem: Problem) -> dict[str, Array]:
     """θ and the tasks by name."""
-    tensors = named_arrays("theta", problem, problem.theta)
-    for t in range(problem.T):
-        for part in ("support", "query"):
-            tensors[f"task.{t:03}.{part}.x"] = getattr(problem.tasks, f"{part}_x")[t]
-            tensors[f"task.{t:03}.{part}.y"] = getattr(problem.tasks, f"{part}_y")[t]
-    return tensors
-
-
-def named_arrays(prefix: str, problem: Problem, vector: Array) -> dict[str, Array]:
-    """A vector ``(P,)`` as ``prefix.0.weight``, ``prefix.0.bias``, ..."""
     assert problem.model is not None
+    return named_arrays("theta", problem.model, problem.theta) | task_arrays(problem.tasks)
+
+
+def task_arrays(tasks: TaskBatch) -> dict[str, Array]:
+    """The tasks by name."""
+    return {
+        f"task.{t:03}.{part}.{name}": getattr(tasks, f"{part}_{name}")[t]
+        for t in range(len(tasks))
+        for part in ("support", "query")
+        for name in ("x", "y")
+    }
+
+
+def named_arrays(prefix: str, model: MLP, vector: Array) -> dict[str, Array]:
+    """A vector ``(P,)`` as ``prefix.0.weight``, ``prefix.0.bias``, ..."""
     arrays: dict[str, Array] = {}
-    for l, layer in enumerate(problem.model.unpack(vector)):
-        names = (f"{prefix}.{l}.{name}" for name in problem.model.shapes[l])
+    for l, layer in enumerate(model.unpack(vector)):
+        names = (f"{prefix}.{l}.{name}" for name in model.shapes[l])
         arrays |= zip(names, layer, strict=True)
     return arrays
 

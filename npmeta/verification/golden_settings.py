@@ -8,6 +8,7 @@ the same on every machine, and for an implementation in float32 the same as for 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Setting:
         ``id`` is "family-name".
     about : str
         What it is there for, in a line.
-    activation, loss, widths, weight_decay, first_order
+    activation, loss, widths, norm, adapt_norm, norm_sets, weight_decay, first_order
         As in :class:`npmeta.MLP` and :class:`npmeta.MAML`.
     T, K, Q, S : int
         Tasks, support and query rows, inner steps.
@@ -52,7 +53,15 @@ class Setting:
     also : tuple
         Other activations, by a word each, whose answers are no mistake either.
     algorithm : str
-        An entry of ``golden_cases.ALGORITHMS``.
+        An entry of ``golden_algorithms.ALGORITHMS``.
+    published_as : str
+        Another name of the algorithm, with the settings that it has here.
+    options : tuple
+        What else the algorithm is told, as pairs of name and value.
+    n_context : int
+        Inputs of the network that are no features of a row, but the context.
+    n_targets : int
+        Outputs or classes of a task, where they are not the network's outputs.
     """
 
     family: str
@@ -61,6 +70,9 @@ class Setting:
     activation: str | tuple[str, ...] = "tanh"
     loss: str = "mse"
     widths: tuple[int, ...] = (4, 6, 6, 11)
+    norm: str | None = None
+    adapt_norm: bool = True
+    norm_sets: int = 1
     T: int = 3
     K: int = 5
     Q: int = 7
@@ -73,6 +85,10 @@ class Setting:
     draw: int = 0
     also: tuple[tuple[str, Activation], ...] = ()
     algorithm: str = "maml"
+    published_as: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
+    n_context: int = 0
+    n_targets: int = 0
 
     @property
     def id(self) -> str:
@@ -82,7 +98,13 @@ class Setting:
     @property
     def model(self) -> MLP:
         """The network."""
-        return MLP(self.widths, self.activation)
+        return MLP(
+            self.widths,
+            self.activation,
+            norm=self.norm,
+            adapt_norm=self.adapt_norm,
+            norm_sets=self.norm_sets,
+        )
 
     @property
     def maml(self) -> MAML:
@@ -102,28 +124,36 @@ class Setting:
 
     @property
     def theta(self) -> Array:
-        """θ, ``(P,)``: weights in ±√(3 g / n_in), with the activation's gain g, and biases in ±0.3."""
-        model = self.model
-        theta = 2 * _drawn(self, "validation", model.n_params) - 1
+        """θ, ``(P,)``: weights in ±√(3 g / n_in), with the activation's gain g; biases and shifts in ±0.3,
+        scales in 1 ± 0.3."""
+        return self.parameters(self.model)
+
+    def parameters(self, model: MLP, start: int = 0) -> Array:
+        """Those of a network, made of the drawn numbers from ``start`` on."""
+        theta = 2 * _drawn(self, "validation", start + model.n_params)[start:] - 1
         gains = [f.variance_gain for f in model.activations] + [1.0]
-        for (W, b), gain in zip(model.unpack(theta), gains, strict=True):
+        for (W, b, *norm), gain in zip(model.unpack(theta), gains, strict=True):
             W *= np.sqrt(3 * gain / len(W))
             b *= 0.0 if self.changed == "zero row" else 0.3
             if self.changed == "large":
                 W *= 3
+            for array, centre in zip(norm, (1, 0), strict=False):
+                array *= 0.3
+                array += centre
         return _short(theta)
 
     @property
     def tasks(self) -> TaskBatch:
         """Inputs in ±1.5, and the targets that the loss takes."""
-        rows = self.K + self.Q
-        n_in, n_out = self.widths[0], self.widths[-1]
+        K, rows = self.K, self.K + self.Q
+        n_in, n_out = self.widths[0] - self.n_context, self.n_targets or self.widths[-1]
         u = _drawn(self, "train", self.T * rows * (n_in + 4 * n_out))
         x, v = np.split(u.reshape(self.T, rows, -1), [n_in], axis=-1)
         x, y = _short(3 * x - 1.5), _targets(self, v, n_out)
         if self.changed == "zero row":
             x[:, 1] = 0
-        K = self.K
+        if self.n_targets and self.targets == "labels":  # no class without rows
+            y = (np.arange(rows) + np.arange(self.T)[:, None]) % n_out
         return TaskBatch(x[:, :K], y[:, :K], x[:, K:], y[:, K:])
 
 
@@ -162,11 +192,13 @@ def _step_sizes(setting: Setting) -> float | Array:
     if not isinstance(kind, str):
         return kind
     S, L, P = setting.S, model.n_layers, model.n_params
-    is_weight = model.pack([(np.ones_like(W), np.zeros_like(b)) for W, b in model.unpack(np.zeros(P))])
+    is_weight = np.concatenate(
+        [np.full(place.stop - place.start, "weight" in name) for name, place in model.places.items()]
+    )
     masks: dict[str, Array] = {
         "head": np.arange(L)[None] == L - 1,
         "body": np.arange(L)[None] < L - 1,
-        "weights": is_weight[None] > 0,
+        "weights": is_weight[None],
         "every other parameter": np.arange(P)[None] % 2 == 0,
     }
     if kind in masks:

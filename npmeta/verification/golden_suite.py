@@ -17,7 +17,8 @@ import numpy as np
 from npmeta._blas import one_thread
 from npmeta._validation import unknown_name
 from npmeta.tasks.checks import PathLike, existing
-from npmeta.verification.golden_cases import GoldenCase, golden_case
+from npmeta.verification.golden_algorithms import golden_case
+from npmeta.verification.golden_cases import GoldenCase
 from npmeta.verification.golden_families import SETTINGS, SUITE_VERSION
 from npmeta.verification.golden_settings import Setting
 from npmeta.verification.golden_tensors import npz_bytes, safetensors_bytes

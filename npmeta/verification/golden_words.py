@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["ACTIVATION_FORMULAS", "LOSS_FORMULAS", "LossFormula"]
+from npmeta.mlp import MLP
+from npmeta.normalisation import EPS
+
+__all__ = ["ACTIVATION_FORMULAS", "LOSS_FORMULAS", "LossFormula", "normalisation"]
 
 #: f(z) by the name of the activation.
 ACTIVATION_FORMULAS = {
@@ -39,3 +42,42 @@ LOSS_FORMULAS = {
     "hinge": LossFormula("max(0, 1 + o[c] - o[label])", "sum over c != label"),
     "squared_hinge": LossFormula("max(0, 1 + o[c] - o[label])**2", "sum over c != label"),
 }
+
+#: What a mean and a variance are over.
+NORM_STATISTICS = {
+    "batch": "for each unit, over the rows of one task in the pass at hand: the support rows in an inner "
+    "step, the query rows in the loss of the query set; none are kept",
+    "layer": "for each row, over the units of the layer",
+}
+
+
+def normalisation(model: MLP) -> dict[str, Any]:
+    """What a case says of the normalisation of its network; nothing if it has none."""
+    if model.norm is None:
+        return {}
+    shape = "(n,)" if model.norm_sets == 1 else f"({model.norm_sets}, n)"
+    moved = (
+        "moved by inner steps as weights are"
+        if model.adapt_norm
+        else "not moved by inner steps, learned by the outer loop"
+    )
+    sets = (
+        "the first row for the pass at phi[0], the next for that at phi[1], and so on; beyond the last "
+        "row, that one stays"
+        if model.norm_sets > 1
+        else "the same in every pass"
+    )
+    return {
+        "norm": model.norm,
+        "adapt_norm": model.adapt_norm,
+        "norm_sets": model.norm_sets,
+        "norm_details": {
+            "place": "of every hidden layer, between z = x W + b and the activation",
+            "formula": "u = scale * (z - mean(z)) / sqrt(mean((z - mean(z))**2) + eps) + shift",
+            "eps": EPS,
+            "statistics": NORM_STATISTICS[model.norm],
+            "derivatives": "mean and variance depend on z, and are differentiated, twice",
+            "scale_and_shift": f"{shape} for n units, after weight and bias of their layer; {moved}",
+            "sets": sets,
+        },
+    }

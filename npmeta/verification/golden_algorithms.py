@@ -1,0 +1,43 @@
+"""What computes the golden cases of every algorithm."""
+
+from __future__ import annotations
+
+from npmeta.verification.golden_cases import GoldenCase
+from npmeta.verification.golden_episodes import (
+    MatchingCase,
+    PrototypicalCase,
+    RelationCase,
+    RidgeCase,
+    SiameseCase,
+)
+from npmeta.verification.golden_inner import (
+    CAVIACase,
+    IMAMLCase,
+    JointCase,
+    MAMLPlusPlusCase,
+    ReptileCase,
+)
+from npmeta.verification.golden_settings import Setting
+
+__all__ = ["ALGORITHMS", "golden_case"]
+
+#: By the registry's names. What is MAML with other step sizes, or without second derivatives, is a case
+#: of "maml" that says under ``published_as`` by which name. Names go into the schema too.
+ALGORITHMS: dict[str, type[GoldenCase]] = {
+    "maml": GoldenCase,
+    "maml++": MAMLPlusPlusCase,
+    "reptile": ReptileCase,
+    "imaml": IMAMLCase,
+    "cavia": CAVIACase,
+    "joint": JointCase,
+    "matching": MatchingCase,
+    "prototypical": PrototypicalCase,
+    "siamese": SiameseCase,
+    "relation": RelationCase,
+    "ridge": RidgeCase,
+}
+
+
+def golden_case(setting: Setting) -> GoldenCase:
+    """The case of a setting."""
+    return ALGORITHMS[setting.algorithm](setting)
