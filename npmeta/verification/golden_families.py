@@ -194,7 +194,7 @@ def _gradient_based() -> Iterator[Setting]:
     yield cavia("first-order", "the first-order approximation is what is asked for", first_order=True)
     imaml = _family("imaml", algorithm="imaml", widths=(4, 6, 3), S=0)
     yield imaml("strong", "ρ = 2: near theta", options=(("strength", 2.0),))
-    yield imaml("weak", "ρ = 0.5: far from theta", options=(("strength", 0.5),))
+    yield imaml("weak", "ρ = 1: farther from theta", options=(("strength", 1.0),))
     yield imaml(
         "cross_entropy",
         "a classifier",
