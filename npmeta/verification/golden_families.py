@@ -194,7 +194,7 @@ def _gradient_based() -> Iterator[Setting]:
     yield cavia("first-order", "the first-order approximation is what is asked for", first_order=True)
     imaml = _family("imaml", algorithm="imaml", widths=(4, 6, 3), S=0)
     yield imaml("strong", "ρ = 2: near theta", options=(("strength", 2.0),))
-    yield imaml("weak", "ρ = 1: farther from theta", options=(("strength", 1.0),))
+    yield imaml("weak", "ρ = 0.75: farther from theta", options=(("strength", 0.75),))
     yield imaml(
         "cross_entropy",
         "a classifier",
@@ -223,11 +223,12 @@ def _metric_learners() -> Iterator[Setting]:
     ):
         case = _family(algorithm, algorithm=algorithm, **episode)
         for distance in distances:
-            yield case(
-                distance, f"{distance.replace('_', ' ')} distance", options=(("distance", distance),)
-            )
+            name, _, _ = distance.partition("_")
+            yield case(name, f"{distance.replace('_', ' ')} distance", options=(("distance", distance),))
     siamese = _family("siamese", algorithm="siamese", **episode)
-    yield siamese("weighted_l1", "pairs by cross-entropy", options=(("pair_loss", "weighted_l1"),))
+    yield siamese(
+        "weighted_l1", "pairs by cross-entropy", options=(("pair_loss", "weighted_l1"),), draw=1
+    )
     yield siamese(
         "contrastive",
         "pairs by distance, within the margin and beyond",
