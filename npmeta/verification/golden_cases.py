@@ -140,7 +140,9 @@ class GoldenCase:
     def _acceptable(self) -> dict[str, Array]:
         """Gradients with another activation that is no mistake."""
         return {
-            word: self._reference(self.setting.maml_with(self.setting.model.with_activation(other))).grad
+            word: self._reference(
+                self.setting.maml_with(self.setting.model.with_activation(other))
+            ).grad
             for word, other in self.setting.also
         }
 

@@ -7,8 +7,9 @@ Numbers of a task have two axes in front, points of meta-parameter space and tas
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,6 +56,12 @@ def log_sum_exp(z: Array, axis: int) -> Array:
     return summed
 
 
+def over_rows(charged: Array, mistake: str) -> Array:
+    """The mean over query rows, or, by mistake, the sum."""
+    mean: Array = charged.mean(-1)
+    return mean * charged.shape[-1] if mistake == "summed_over_rows" else mean
+
+
 @dataclass(frozen=True, eq=False)
 class EpisodicCase(OtherCase):
     """A case of a learner that compares query rows with support rows."""
@@ -77,8 +84,7 @@ class EpisodicCase(OtherCase):
     def losses(self, params: Parameters, mistake: str = "") -> Array:
         o, y = self.outputs(params, mistake), self.tasks(mistake).query_y
         right = np.take_along_axis(o, y[None, :, :, None], axis=-1)[..., 0]
-        charged: Array = log_sum_exp(o, -1) - right
-        return charged.sum(-1) if mistake == "summed_over_rows" else charged.mean(-1)
+        return over_rows(log_sum_exp(o, -1) - right, mistake)
 
     def quantities(self) -> dict[str, tuple[str, Array | dict[str, Array]]]:
         at = {name: array[None] for name, array in self.params.items()}
@@ -90,7 +96,7 @@ class EpisodicCase(OtherCase):
 
 @dataclass(frozen=True, eq=False)
 class PrototypicalCase(EpisodicCase):
-    MISTAKES = {
+    MISTAKES: ClassVar[Mapping[str, str]] = {
         "prototypes_summed": "c[k] = Σ e, and not the mean",
         "sign_of_distance": "o = +s d",
         "summed_over_rows": "Q g",
@@ -139,7 +145,7 @@ class PrototypicalCase(EpisodicCase):
 
 @dataclass(frozen=True, eq=False)
 class MatchingCase(EpisodicCase):
-    MISTAKES = {
+    MISTAKES: ClassVar[Mapping[str, str]] = {
         "mean_over_class": "P(k) ∝ mean of exp(−s d[i]) over the rows of class k, and not their sum",
         "sign_of_distance": "a[i] ∝ exp(+s d[i])",
         "summed_over_rows": "Q g",
@@ -170,7 +176,7 @@ class MatchingCase(EpisodicCase):
         return [
             EMBEDDING,
             DISTANCE_FORMULAS[self.constants()["distance"]],
-            "a[i] = exp(-scale * d(e(query.x), e(support.x[i]))) / (sum of the same over all support rows)",
+            "a[i] = exp(-scale * d(e(query.x), e(support.x[i]))), divided by the sum of these over i",
             "P(k) = sum of a[i] over the rows i with support.y[i] == k",
             "o[k] = log(sum of exp(-scale * d(e(query.x), e(support.x[i]))) over the rows i with "
             "support.y[i] == k), so that P is the softmax of o",
@@ -184,7 +190,7 @@ class MatchingCase(EpisodicCase):
 @dataclass(frozen=True, eq=False)
 class SiameseCase(EpisodicCase):
     OUTPUTS = "o of every pair, query row by support row, (T, Q, K)"
-    MISTAKES = {
+    MISTAKES: ClassVar[Mapping[str, str]] = {
         "pairs_not_balanced": "the mean over all pairs",
         "summed_over_pairs": "Σ over all pairs",
         "labels_of_pairs_swapped": "t → 1 − t",
@@ -232,13 +238,12 @@ class SiameseCase(EpisodicCase):
             charged = np.where(t, o * o, u * u) / 2
         else:
             charged = log_sum_exp(np.stack([np.zeros_like(o), o]), 0) - t * o
+        total = charged.sum((-1, -2))
+        same, others = ((charged * of).sum((-1, -2)) / of.sum((-1, -2)) for of in (t, ~t))
+        right: Array = (same + others) / 2
         if mistake == "summed_over_pairs":
-            return charged.sum((-1, -2))
-        if mistake == "pairs_not_balanced":
-            return charged.mean((-1, -2))
-        sums = [(charged * of).sum((-1, -2)) / of.sum((-1, -2)) for of in (t, ~t)]
-        balanced: Array = (sums[0] + sums[1]) / 2
-        return balanced
+            return np.asarray(total)
+        return np.asarray(total / t[0].size) if mistake == "pairs_not_balanced" else right
 
     def definition(self) -> list[str]:
         pair = (
@@ -254,7 +259,8 @@ class SiameseCase(EpisodicCase):
         )
         return [
             EMBEDDING,
-            "pairs: every query row j with every support row i; t = 1 if query.y[j] == support.y[i], else 0",
+            "pairs: every query row j with every support row i",
+            "t = 1 if query.y[j] == support.y[i], else 0",
             *pair,
             "query_loss = (mean over the pairs with t = 1) / 2 + (mean over those with t = 0) / 2",
         ]
@@ -270,7 +276,7 @@ class SiameseCase(EpisodicCase):
 @dataclass(frozen=True, eq=False)
 class RelationCase(EpisodicCase):
     OUTPUTS = "g of every query row with every class, before the sigmoid, (T, Q, N)"
-    MISTAKES = {
+    MISTAKES: ClassVar[Mapping[str, str]] = {
         "class_means": "the mean over a class, and not the sum",
         "joined_in_other_order": "[e(query.x), c[k]]",
         "no_sigmoid": "r[k] = g",
@@ -300,9 +306,7 @@ class RelationCase(EpisodicCase):
         n_rows = member.sum(1)[..., None] if mistake == "class_means" else 1
         c = member.swapaxes(-1, -2) @ support / n_rows
         shape = (*query.shape[:-1], c.shape[-2], query.shape[-1])
-        parts = [
-            np.broadcast_to(part, shape) for part in (c[..., None, :, :], query[..., :, None, :])
-        ]
+        parts = [np.broadcast_to(part, shape) for part in (c[..., None, :, :], query[..., :, None, :])]
         joined = np.concatenate(parts[:: -1 if mistake == "joined_in_other_order" else 1], axis=-1)
         rows = joined.reshape(*shape[:2], -1, joined.shape[-1])
         g, _ = network(self.module, params["relation"], rows)
@@ -314,7 +318,7 @@ class RelationCase(EpisodicCase):
         r = g if mistake == "no_sigmoid" else 1 / (1 + np.exp(-g))
         squares = (r - y) ** 2
         by_row = squares.sum(-1) if mistake == "summed_over_classes" else squares.mean(-1)
-        return by_row.sum(-1) if mistake == "summed_over_rows" else by_row.mean(-1)
+        return over_rows(by_row, mistake)
 
     def definition(self) -> list[str]:
         return [
@@ -332,7 +336,7 @@ class RelationCase(EpisodicCase):
 @dataclass(frozen=True, eq=False)
 class RidgeCase(EpisodicCase):
     OUTPUTS = "o of every query row, (T, Q, n_out)"
-    MISTAKES = {
+    MISTAKES: ClassVar[Mapping[str, str]] = {
         "head_constant": "W a constant: no gradient through the solve",
         "no_constant_feature": "A = e(x)",
         "mean_in_the_fit": "|A W − Y|² / K + λ |W|²",
@@ -393,9 +397,8 @@ class RidgeCase(EpisodicCase):
             EMBEDDING,
             "A = [e(support.x), 1], (K, d + 1); A_query = [e(query.x), 1], (Q, d + 1)",
             "Y = support.y; of labels the rows of the identity, (K, n_out)",
-            "W = the minimum of sum((A W - Y)**2) + exp(log_ridge) * sum(W**2), the row of the constant "
-            "feature in the penalty too: W = inv(A^T A + exp(log_ridge) * I) A^T Y",
+            "W = the minimum of sum((A W - Y)**2) + exp(log_ridge) * sum(W**2), the row of the "
+            "constant feature in the penalty too: W = inv(A^T A + exp(log_ridge) * I) A^T Y",
             "o = scale * A_query W + bias; the gradient goes through the solve",
             f"query_loss = mean over query rows of ({words['outputs']}: {words['formula']})",
         ]
-

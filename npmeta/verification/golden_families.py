@@ -101,7 +101,9 @@ def _step_size_kinds() -> Iterator[Setting]:
     yield case("step_and_parameter", "α for every step and parameter", step_sizes="step_and_parameter")
     mask = _family("mask")
     yield mask("head", "the last layer alone is adapted (ANIL)", step_sizes="head", published_as="anil")
-    yield mask("body", "all but the last layer are adapted (BOIL)", step_sizes="body", published_as="boil")
+    yield mask(
+        "body", "all but the last layer are adapted (BOIL)", step_sizes="body", published_as="boil"
+    )
     yield mask("weights", "biases are not adapted", step_sizes="weights")
     yield mask("scattered", "every other parameter is adapted", step_sizes="every other parameter")
     decay = _family("weight-decay")
@@ -194,7 +196,7 @@ def _gradient_based() -> Iterator[Setting]:
     yield cavia("first-order", "the first-order approximation is what is asked for", first_order=True)
     imaml = _family("imaml", algorithm="imaml", widths=(4, 6, 3), S=0)
     yield imaml("strong", "ρ = 2: near theta", options=(("strength", 2.0),))
-    yield imaml("weak", "ρ = 0.75: farther from theta", options=(("strength", 0.75),))
+    yield imaml("weak", "ρ = 1.25: farther from theta", options=(("strength", 1.25),))
     yield imaml(
         "cross_entropy",
         "a classifier",
@@ -224,7 +226,9 @@ def _metric_learners() -> Iterator[Setting]:
         case = _family(algorithm, algorithm=algorithm, **episode)
         for distance in distances:
             name, _, _ = distance.partition("_")
-            yield case(name, f"{distance.replace('_', ' ')} distance", options=(("distance", distance),))
+            yield case(
+                name, f"{distance.replace('_', ' ')} distance", options=(("distance", distance),)
+            )
     siamese = _family("siamese", algorithm="siamese", **episode)
     yield siamese(
         "weighted_l1", "pairs by cross-entropy", options=(("pair_loss", "weighted_l1"),), draw=1

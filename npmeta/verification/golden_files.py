@@ -62,8 +62,8 @@ def load_problem(folder: PathLike) -> Problem:
     case, tensors = read_case(folder)
     if case.get("algorithm", "maml") != "maml":
         raise ValueError(
-            f"{folder} is a case of {case['algorithm']}, and the doctor knows the mistakes of maml alone; "
-            f"npmeta golden check judges it"
+            f"{folder} is a case of {case['algorithm']}, and the doctor knows the mistakes of maml "
+            f"alone; npmeta golden check judges it"
         )
     if case.get("order", 2) != 2:
         raise ValueError(

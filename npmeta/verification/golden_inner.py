@@ -1,21 +1,21 @@
-r"""Golden cases of the algorithms beside MAML that take gradient steps on a task, or solve for its minimum.
+"""Golden cases of algorithms beside MAML that take gradient steps on a task, or solve for its minimum.
 
-Points of meta-parameter space and tasks are one axis here, ``(D T, ..)``. The inner loop's gradients are
-those of an objective at complex parameters; nothing else is asked of it.
+Points of meta-parameter space and tasks are one axis here, ``(D T, ..)``. The inner loop's gradients
+are those of an objective at complex parameters; nothing else is asked of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from npmeta._validation import Array
-from npmeta.algorithms.baselines import Joint
 from npmeta.algorithms.base import MetaLearner
+from npmeta.algorithms.baselines import Joint
 from npmeta.algorithms.cavia import CAVIA
 from npmeta.algorithms.imaml import IMAML
 from npmeta.algorithms.maml_plus_plus import MAMLPlusPlus
@@ -98,7 +98,7 @@ class InnerCase(OtherCase):
 
 @dataclass(frozen=True, eq=False)
 class MAMLPlusPlusCase(InnerCase):
-    MISTAKES = {
+    MISTAKES: ClassVar[Mapping[str, str]] = {
         "first_order": "inner gradients are constants",
         "last_step_only": "v = (0, .., 0, 1)",
         "weights_forgotten": "v = (1, .., 1)",
@@ -149,8 +149,9 @@ class MAMLPlusPlusCase(InnerCase):
         if mistake == "weights_forgotten":
             v = np.ones(S)
         losses = self.query_losses(params, mistake)
-        weighed: Array = losses[..., :-1] if mistake == "weights_one_step_early" else losses[..., 1:]
-        return weighed @ v
+        early = mistake == "weights_one_step_early"
+        weighed: Array = (losses[..., :-1] if early else losses[..., 1:]) @ v
+        return weighed
 
     def passes(self) -> Iterator[tuple[Array, Batch]]:
         support, query = self.batches()
@@ -189,7 +190,7 @@ class MAMLPlusPlusCase(InnerCase):
 @dataclass(frozen=True, eq=False)
 class ReptileCase(InnerCase):
     METHOD = "sum of the gradients met by plain gradient descent"
-    MISTAKES = {
+    MISTAKES: ClassVar[Mapping[str, str]] = {
         "displacement": "θ − φ_S, not divided by α",
         "last_gradient_only": "∇L(φ_{S−1})",
         "support_rows_only": "minibatches of the support rows alone",
@@ -227,7 +228,7 @@ class ReptileCase(InnerCase):
         return points, gradients
 
     def gradients(self, mistake: str = "", names: tuple[str, ...] = ()) -> dict[str, Array]:
-        """Not a derivative: (θ − φ_S)/α."""
+        """No derivative: (θ − φ_S)/α."""
         _, met = self.path(mistake)
         g: Array = met[-1] if mistake == "last_gradient_only" else np.sum(met, axis=0)
         return {"theta": g.mean(0) * (self.setting.step_sizes if mistake == "displacement" else 1)}
@@ -241,7 +242,7 @@ class ReptileCase(InnerCase):
             yield phi, self.both()
 
     def _differences(self) -> dict[str, float]:
-        """No loss has this gradient. Here the gradients of the steps are complex steps of their losses."""
+        """No loss has this gradient. Its parts are complex steps of the losses of the steps."""
         h, P = tiny_step(np.float64), self.params["theta"].size
         points, _ = self.path()
         T, g = len(self.setting.tasks), np.zeros(P)
@@ -264,7 +265,8 @@ class ReptileCase(InnerCase):
             "rows = the support rows of a task, and after them its query rows, in their order",
             "minibatch m = rows m * batch_rows .. (m + 1) * batch_rows - 1; rows too few for a whole "
             "minibatch are left out; batch_rows = 0: all rows",
-            "phi[0] = theta; phi[s+1] = phi[s] - inner_lr * dL(phi[s]; minibatch s mod their number)/dphi",
+            "phi[0] = theta",
+            "phi[s+1] = phi[s] - inner_lr * dL(phi[s]; minibatch s mod their number)/dphi",
             "meta_grad = mean over tasks of (theta - phi[S]) / inner_lr, the sum of the gradients met: "
             "the gradient of no function, to be descended along",
             "query_loss = L(phi[S]; all rows), which is not what meta_grad is the derivative of",
@@ -276,7 +278,7 @@ class ReptileCase(InnerCase):
 
 @dataclass(frozen=True, eq=False)
 class CAVIACase(InnerCase):
-    MISTAKES = {
+    MISTAKES: ClassVar[Mapping[str, str]] = {
         "first_order": "∇_c L^S a constant",
         "inner_ascent": "α → −α",
         "one_step_fewer": "S → S − 1",
@@ -343,10 +345,11 @@ class CAVIACase(InnerCase):
             else "meta_loss is differentiated by theta, exactly: dL/dc depends on it too"
         )
         return [
-            "the network's inputs are [x, c]: n_in features of a row, and after them the context of its "
-            "task, the same in all rows",
+            "the network's inputs are [x, c]: n_in features of a row, and after them the context of "
+            "its task, the same in all rows",
             self.loss_line().replace("L(phi; rows)", "L(c, theta; rows)"),
-            "c[0] = 0; c[s+1] = c[s] - inner_lr * dL(c[s], theta; support rows)/dc; theta is not adapted",
+            "c[0] = 0",
+            "c[s+1] = c[s] - inner_lr * dL(c[s], theta; support rows)/dc; theta is not adapted",
             "query_loss = L(c[S], theta; query rows)",
             exact,
         ]
@@ -366,7 +369,7 @@ class _Solved(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class IMAMLCase(InnerCase):
     METHOD = "Newton's method and a dense solve, with the Hessian by complex step of the gradient"
-    MISTAKES = {
+    MISTAKES: ClassVar[Mapping[str, str]] = {
         "first_order": "∇L^Q(φ)",
         "strength_forgotten": "(H + ρI)⁻¹ ∇L^Q",
         "strength_on_the_hessian": "(I + ρH)⁻¹ ∇L^Q",
@@ -382,14 +385,19 @@ class IMAMLCase(InnerCase):
     def strength(self) -> float:
         return float(dict(self.setting.options)["strength"])
 
-    def constants(self) -> dict[str, Any]:
+    @cached_property
+    def solves(self) -> dict[str, float]:
+        """What is said of the minimum and of the linear system."""
         values = np.linalg.eigvalsh(self.solved.matrix)
         return {
-            **super().constants(),
             "residual": 1e-8,
             "residual_here": float(f"{self.solved.residual:.0e}"),
             "condition": float(f"{(values[:, -1] / values[:, 0]).max():.2g}"),
         }
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        return {**super().document, "solves": self.solves}
 
     def hessian(self, phi: Array, support: Batch) -> Array:
         """∇²L^S ``(T, P, P)``, column by column."""
@@ -403,7 +411,7 @@ class IMAMLCase(InnerCase):
     def minimum(self, support: Batch, rho: float) -> _Solved:
         theta = self.stacked(self.params["theta"][None])
         phi, residual, first = theta, np.inf, np.inf
-        for step in range(20):
+        for step in range(50):
             gradient = self.at(phi, support)[1] + rho * (phi - theta)
             size = np.linalg.norm(gradient, axis=-1)
             first = size if step == 0 else first
@@ -412,6 +420,7 @@ class IMAMLCase(InnerCase):
             if residual < 1e-12 and residual >= before / 2:  # rounding
                 break
             phi = phi - np.linalg.solve(H, gradient[..., None])[..., 0]
+        assert residual < 1e-12, "Newton's method has not converged"
         return _Solved(phi, H, residual)
 
     @cached_property
@@ -439,7 +448,9 @@ class IMAMLCase(InnerCase):
         inverse = np.tile(np.linalg.inv(self.solved.matrix), (D, 1, 1))
         phi, least = np.tile(self.solved.phi, (D, 1)), np.inf
         for _ in range(200):
-            step = (inverse @ (self.at(phi, support)[1] + self.strength * (phi - theta))[..., None])[..., 0]
+            step = (inverse @ (self.at(phi, support)[1] + self.strength * (phi - theta))[..., None])[
+                ..., 0
+            ]
             phi = phi - step
             before, least = least, float(np.abs(step).max())
             if least < 1e-14 and least >= before / 2:
@@ -451,7 +462,7 @@ class IMAMLCase(InnerCase):
         """What a residual of 1e-8 leaves open at worst, with a factor of ten; and float32."""
         loose = IMAML(self.setting.model, self.setting.loss, self.strength, tolerance=1e-6)
         short = loose.meta_gradient(self.params["theta"].astype(np.float32), self.setting.tasks)
-        condition = self.constants()["condition"]
+        condition = self.solves["condition"]
         float32 = max(SAFETY * relative(short.grad, self.right["theta"]), FLOOR["float32"])
         return {
             "float64": float(f"{SAFETY * condition * 1e-8:.1e}"),
@@ -465,7 +476,10 @@ class IMAMLCase(InnerCase):
 
     def quantities(self) -> dict[str, tuple[str, Array | dict[str, Array]]]:
         return {
-            "phi": ("task.TTT.phi.*: phi of every task, layer by layer", self.named("phi", self.solved.phi))
+            "phi": (
+                "task.TTT.phi.*: phi of every task, layer by layer",
+                self.named("phi", self.solved.phi),
+            )
         }
 
     def definition(self) -> list[str]:
@@ -474,12 +488,12 @@ class IMAMLCase(InnerCase):
             "phi = the minimum near theta of G(phi) = L(phi; support rows) + strength / 2 * "
             "sum((phi - theta)**2), over all parameters, biases too",
             "query_loss = L(phi; query rows)",
-            "meta_grad = mean over tasks of strength * inv(H + strength * I) dL(phi; query rows)/dphi, with "
-            "H the second derivative of L(phi; support rows)",
-            "tolerance is for solves, of the minimum and of the linear system, up to a relative residual "
-            "of constants.residual (float32: 1e-6), |dG/dphi| by that at theta and |A x - b| / |b|: ten "
-            "times that residual times the condition number of H + strength * I, constants.condition; "
-            "here the residual is constants.residual_here",
+            "meta_grad = mean over tasks of strength * inv(H + strength * I) dL(phi; query rows)/dphi",
+            "H = the second derivative of L(phi; support rows) at the minimum, of each task",
+            "tolerance is for solves, of the minimum and of the linear system, up to a relative "
+            "residual of solves.residual (float32: 1e-6), |dG/dphi| by that at theta and "
+            "|A x - b| / |b|: ten times that residual times the condition number of "
+            "H + strength * I, solves.condition; here the residual is solves.residual_here",
         ]
 
 
@@ -488,7 +502,10 @@ class IMAMLCase(InnerCase):
 
 @dataclass(frozen=True, eq=False)
 class JointCase(InnerCase):
-    MISTAKES = {"query_only": "the mean over query rows", "sum_of_means": "L(support) + L(query)"}
+    MISTAKES: ClassVar[Mapping[str, str]] = {
+        "query_only": "the mean over query rows",
+        "sum_of_means": "L(support) + L(query)",
+    }
 
     @property
     def learner(self) -> MetaLearner:
@@ -505,6 +522,6 @@ class JointCase(InnerCase):
     def definition(self) -> list[str]:
         return [
             self.loss_line(),
-            "query_loss = L(theta; the support and the query rows of a task together), every row alike; "
-            "nothing is adapted",
+            "query_loss = L(theta; the support and the query rows of a task together), every row "
+            "alike; nothing is adapted",
         ]

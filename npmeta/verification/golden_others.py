@@ -1,12 +1,12 @@
 r"""Golden cases of algorithms that are not MAML: what they have in common.
 
 A subclass writes the algorithm down once more, from its paper's formulas and without a backward pass
-for anything that is meta-learned. What is expected is the complex step of that meta-loss, entry by entry,
+for anything that is meta-learned. What is expected is a complex step of that meta-loss for every entry,
 
 .. math:: \frac{\partial L}{\partial p_j} = \operatorname{Im} L(p + i h e_j) / h,
 
-and npmeta's own gradient, as well as extrapolated differences along it, are held against this. A mistake
-is the same code with one thing changed, so that its gradient is computed and not made up.
+and npmeta's own gradient and extrapolated differences along it are held against this. A mistake is the
+same code with one thing changed, so that its gradient is computed and not made up.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class OtherCase(GoldenCase):
         return {"theta": self.setting.model}
 
     def quantities(self) -> dict[str, tuple[str, Array | dict[str, Array]]]:
-        """What is expected beside gradients and losses: what it is, and the array, or arrays by name."""
+        """What is expected beside gradients and losses: in words, and the array, or arrays by name."""
         return {}
 
     # --- computed -----------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class OtherCase(GoldenCase):
         return TaskBatch(tasks.query_x, tasks.query_y, tasks.support_x, tasks.support_y)
 
     def gradients(self, mistake: str = "", names: tuple[str, ...] = ()) -> dict[str, Array]:
-        """The derivative of the meta-loss by every entry of the meta-parameters named, by default all."""
+        """The derivative of the meta-loss by the meta-parameters named, by default all."""
         sizes = {name: self.params[name].size for name in names or self.params}
         n, h = sum(sizes.values()), tiny_step(np.float64)
         start, moved = 0, {}
@@ -116,7 +116,8 @@ class OtherCase(GoldenCase):
     @cached_property
     def task_losses(self) -> Array:
         """``(T,)``"""
-        return self.losses({name: array[None] for name, array in self.params.items()})[0]
+        losses: Array = self.losses({name: array[None] for name, array in self.params.items()})[0]
+        return losses
 
     @cached_property
     def own(self) -> MetaGradient:
@@ -126,9 +127,7 @@ class OtherCase(GoldenCase):
     @cached_property
     def mistaken(self) -> dict[str, Array]:
         """The gradient by theta that every mistake makes."""
-        found = {
-            mistake: self.gradients(mistake, ("theta",))["theta"] for mistake in self.MISTAKES
-        }
+        found = {mistake: self.gradients(mistake, ("theta",))["theta"] for mistake in self.MISTAKES}
         g = self.right["theta"]
         return found | {"summed_over_tasks": len(self.setting.tasks) * g, "negated": -g}
 
@@ -162,6 +161,9 @@ class OtherCase(GoldenCase):
     @cached_property
     def inputs(self) -> dict[str, Array]:
         tensors = task_arrays(self.setting.tasks)
+        for name, constant in self.constants().items():
+            if not isinstance(constant, str):
+                tensors[name] = np.array(constant)
         for name, array in self.params.items():
             tensors |= self._arrays(name, name, array)
         return tensors
@@ -189,9 +191,9 @@ class OtherCase(GoldenCase):
 
     @cached_property
     def document(self) -> dict[str, Any]:
-        by_name = {
-            _quantity(name): f"derivative of meta_loss by {name}" for name in self.params
-        } | {name: words for name, (words, _) in self.quantities().items()}
+        by_name = {_quantity(name): f"derivative of meta_loss by {name}" for name in self.params} | {
+            name: words for name, (words, _) in self.quantities().items()
+        }
         return {
             **self._said,
             "order": 1 if self.setting.first_order else 2,
@@ -238,7 +240,9 @@ class OtherCase(GoldenCase):
         others = {name: array[None] for name, array in self.params.items()}
 
         def loss(t: Array) -> Array:
-            return self.losses({**others, "theta": theta + t[:, None] * g / slope}).mean(1)
+            there = self.losses({**others, "theta": theta + t[:, None] * g / slope})
+            mean: Array = there.mean(1)
+            return mean
 
         along = differentiate(loss, np.sqrt(np.mean(theta**2, keepdims=True)), self.reach)
         return {

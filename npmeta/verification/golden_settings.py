@@ -124,8 +124,8 @@ class Setting:
 
     @property
     def theta(self) -> Array:
-        """θ, ``(P,)``: weights in ±√(3 g / n_in), with the activation's gain g; biases and shifts in ±0.3,
-        scales in 1 ± 0.3."""
+        """θ, ``(P,)``: weights in ±√(3 g / n_in), with the activation's gain g; biases and shifts in
+        ±0.3, scales in 1 ± 0.3."""
         return self.parameters(self.model)
 
     def parameters(self, model: MLP, start: int = 0) -> Array:

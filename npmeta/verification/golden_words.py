@@ -45,8 +45,8 @@ LOSS_FORMULAS = {
 
 #: What a mean and a variance are over.
 NORM_STATISTICS = {
-    "batch": "for each unit, over the rows of one task in the pass at hand: the support rows in an inner "
-    "step, the query rows in the loss of the query set; none are kept",
+    "batch": "for each unit, over the rows of one task in the pass at hand: the support rows in an "
+    "inner step, the query rows in the loss of the query set; none are kept",
     "layer": "for each row, over the units of the layer",
 }
 
