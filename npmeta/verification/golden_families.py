@@ -2,7 +2,7 @@
 
 The first case is the design in which no two mistakes make the same gradient: T = 3, K = 5, Q = 7,
 11 outputs, S = 3, α = 0.1, three different layers of which one is square, a smooth nonlinear network.
-All others change one thing about it. A new case is an entry in :data:`SETTINGS`.
+All others of MAML change one thing about it. A new case is an entry in :data:`SETTINGS`.
 """
 
 from __future__ import annotations
