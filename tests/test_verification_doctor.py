@@ -410,7 +410,7 @@ def test_answers_of_another_shape(base, answer, message):
 
 
 def test_arrays_by_name(base):
-    arrays = named_arrays("g", base.problem, base.problem.gradient)
+    arrays = named_arrays("g", base.problem.model, base.problem.gradient)
     named = {name.removeprefix("g."): array for name, array in arrays.items()}
     assert base.diagnose(named).verdict == "pass"
     named["0.weight"] = named["0.weight"].T
@@ -478,12 +478,12 @@ def test_a_problem_survives_its_files(case):
 
 def test_the_command(case, capsys):
     folder, problem = case
-    arrays = named_arrays("meta_grad", problem, FAULTS["first_order"].predict(problem))
+    arrays = named_arrays("meta_grad", problem.model, FAULTS["first_order"].predict(problem))
     phi, losses = path_of(problem)
     by_name = {}
     for t in range(3):
         for s in range(4):
-            by_name |= named_arrays(f"task.{t:03}.phi.{s:03}", problem, phi[s, t])
+            by_name |= named_arrays(f"task.{t:03}.phi.{s:03}", problem.model, phi[s, t])
     np.savez(
         folder / "answers.npz",
         **arrays,
