@@ -200,16 +200,6 @@ def _ridge(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     return RidgeHead(features, values["loss"], values["ridge"], values["scale"], ways=n_out)
 
 
-def _lstm(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-    return MetaLSTM(
-        network(n_in, n_out, values),
-        values["loss"],
-        one_inner_lr(values),
-        values["inner_steps"],
-        values["first_order"],
-    )
-
-
 def _mann(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     return MANN(
         _embedding(n_in, values),
@@ -497,8 +487,8 @@ _ENTRIES: tuple[Entry, ...] = (
         "lstm",
         "an LSTM's gates, learned, make the inner steps",
         "Ravi & Larochelle 2017",
-        _lstm,
-        (INNER_LR, INNER_STEPS, FIRST_ORDER),
+        on_network(MetaLSTM),
+        (_ONE_INNER_LR, INNER_STEPS, FIRST_ORDER),
         {"inner_steps": 5, "first_order": True, "clip": 10.0},
     ),
     Entry(
