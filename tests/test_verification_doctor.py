@@ -623,3 +623,24 @@ def test_no_more_predictions_are_held_than_there_is_room_for(base, monkeypatch):
     assert np.max(held) <= 60
     two = FAULTS["first_order"].predict(base.problem)
     assert base.diagnose(3.7 * two).fault == "first_order + scaled"
+
+
+def test_wide_inputs_in_coordinates_of_their_rows():
+    """The same predictions, up to rounding, from a network with fewer inputs."""
+    problem = pose("softplus", widths=(120, 8, 8, 11), alpha=[[0.05, 0.1, 0.2]])
+    whole = pose("softplus", widths=(120, 8, 8, 11), alpha=[[0.05, 0.1, 0.2]])
+    vars(whole)["spans"] = None
+    assert problem.spans.theta.shape[1] < problem.P / 2
+    rows = [
+        {
+            h.ids + (h.parts[0][1].detail,): p
+            for hs, ps in predictions(one, singles(one))
+            for h, p in zip(hs, ps, strict=True)
+        }
+        for one in (problem, whole)
+    ]
+    assert rows[0].keys() == rows[1].keys()
+    for ids, p in rows[1].items():
+        # A few hundred sums one after another.
+        np.testing.assert_allclose(rows[0][ids], p, rtol=0, atol=1e-12 * np.linalg.norm(p))
+    assert pose(widths=(120, 8, 11), alpha=np.linspace(0, 1, 120 * 8 + 8 + 99)).spans is None

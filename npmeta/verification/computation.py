@@ -24,6 +24,7 @@ from npmeta._validation import Array, DType
 from npmeta.objective import Batch, Linearization, Objective, Risk
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Backward, Forward, Recipe
+from npmeta.verification.spans import Spans
 from npmeta.verification.stand_ins import GELU_BY_TANH, SOFTMAX_TWICE
 
 __all__ = [
@@ -57,10 +58,12 @@ class Path:
         decay: float,
         points: list[Array],
         steps: list[Linearization],
+        spans: Spans | None = None,
     ) -> None:
         self.choices, self.objective = choices, objective
         self.support_rows, self.query_rows = support, query
         self.step_sizes, self.decay, self.points = step_sizes, decay, points
+        self._spans = spans
         self._known = {("support", s): lin for s, lin in enumerate(steps)}
 
     @property
@@ -85,10 +88,28 @@ class Path:
         """∇L^Q(φ_S) of every task."""
         return self.query(self.n_steps).grad
 
+    def total(self, per_task: Array) -> Array:
+        """The sum ``(P,)`` of the tasks' rows."""
+        return per_task.sum(0) if self._spans is None else self._spans.total(per_task)
 
-def follow(problem: Problem, choices: Forward, dtype: DType = FLOAT64) -> Path:
-    """The inner loop with these choices."""
-    objective = _objective(problem.maml.objective, choices)
+    def task(self, per_task: Array, t: int) -> Array:
+        """The row ``(P,)`` of a task."""
+        return per_task[t] if self._spans is None else self._spans.task(per_task, t)
+
+
+def follow(problem: Problem, choices: Forward, dtype: DType = FLOAT64, *, whole: bool = True) -> Path:
+    """The inner loop with these choices; in coordinates of the tasks' rows, if there are any, unless
+    ``whole``."""
+    T, decay = problem.T, problem.maml.inner_weight_decay if choices.decay is None else choices.decay
+    one_by_one = choices.start != "theta" or choices.momentum_survives
+    # A decay moves θ also where no row reaches.
+    spans = problem.spans if not (whole or one_by_one or decay) and dtype == FLOAT64 else None
+    if spans is None:
+        of_problem, theta = problem.maml.objective, np.tile(problem.theta.astype(dtype), (T, 1))
+        sizes = problem.step_sizes(dtype)
+    else:
+        of_problem, theta, sizes = spans.risk, spans.theta, spans.step_sizes
+    objective = _objective(of_problem, choices)
     support, query = problem.batches(dtype)
     if choices.loss == "targets broadcast":
         support, query = _mean_targets(support), _mean_targets(query)
@@ -100,11 +121,11 @@ def follow(problem: Problem, choices: Forward, dtype: DType = FLOAT64) -> Path:
         "query of the task before": _each(lambda part: np.roll(part, 1, axis=0), query),
     }
     adapt_on, score_on = rows[choices.adapt_on], rows[choices.score_on]
+    if spans is not None:
+        adapt_on, score_on = spans.rows(adapt_on), spans.rows(score_on)
     S = problem.S + choices.extra_steps
-    sizes = problem.step_sizes(dtype)[np.minimum(np.arange(S), max(problem.S, 1) - 1)]
-    sizes = sizes * dtype.type(choices.lr_factor) * _mask(problem, choices.adapted).astype(dtype)
-    decay = problem.maml.inner_weight_decay if choices.decay is None else choices.decay
-    theta = problem.theta.astype(dtype)
+    sizes = sizes[np.minimum(np.arange(S), max(problem.S, 1) - 1)]
+    sizes = sizes * dtype.type(choices.lr_factor) * _mask(objective, choices.adapted).astype(dtype)
 
     def walk(start: Array, rows: Batch, velocity: Any) -> tuple[list[Array], list[Linearization], Any]:
         points, steps = [start], []
@@ -117,11 +138,10 @@ def follow(problem: Problem, choices: Forward, dtype: DType = FLOAT64) -> Path:
             points.append(phi - sizes[s] * velocity)
         return points, steps, velocity
 
-    T = problem.T
-    if choices.start == "theta" and not choices.momentum_survives:
-        points, steps, _ = walk(np.tile(theta, (T, 1)), adapt_on, 0.0)
-        return Path(choices, objective, adapt_on, score_on, sizes, decay, points, steps)
-    walks, start, velocity = [], theta[None], 0.0
+    if not one_by_one:
+        points, steps, _ = walk(theta, adapt_on, 0.0)
+        return Path(choices, objective, adapt_on, score_on, sizes, decay, points, steps, spans)
+    walks, start, velocity = [], theta[:1], 0.0
     for t in range(T):  # one task after another
         rows_of_one = _each(lambda part, t=t: part[t : t + 1], adapt_on)
         one, _, after = walk(start, rows_of_one, velocity)
@@ -138,13 +158,13 @@ def _each(function: Callable[..., Array], *batches: Batch) -> Batch:
     return function(*x), function(*y)
 
 
-def _mask(problem: Problem, adapted: str) -> Array:
+def _mask(objective: Objective, adapted: str) -> Array:
     """1 where the inner loop moves a parameter, 0 elsewhere."""
-    mask = np.ones(problem.P)
-    if problem.model is None or adapted == "all":
+    mask = np.ones(objective.n_params)
+    if not isinstance(objective, Risk) or adapted == "all":
         return mask
-    head = problem.model.n_layers - 1
-    for name, place in problem.blocks.items():
+    head = objective.model.n_layers - 1
+    for name, place in objective.model.places.items():
         layer, kind = name.split(".")
         moves = {"weights": kind == "weight", "head": int(layer) == head, "body": int(layer) < head}
         mask[place] = moves[adapted]
@@ -230,7 +250,7 @@ def _pull_back(path: Path, choices: Backward, cotangent: Array) -> Array:
 
 def combine(problem: Problem, path: Path, recipe: Recipe, per_task: Array) -> Array:
     """One gradient ``(P,)`` of the tasks' ``(T, P)``, and what is done to it."""
-    gradient = over_tasks(path, recipe.tasks, per_task, per_task.sum(0))
+    gradient = over_tasks(path, recipe.tasks, per_task, path.total(per_task))
     return handed_over(problem, path, gradient, recipe.finish)
 
 
@@ -240,12 +260,12 @@ def over_tasks(path: Path, tasks: tuple[Any, ...], per_task: Array, total: Array
     gradient: Array
     if kind == "only":
         t, divisor = arguments
-        gradient = per_task[t] / divisor
+        gradient = path.task(per_task, t) / divisor
     elif kind == "without":
         t, divisor = arguments
-        gradient = (total - per_task[t]) / divisor
+        gradient = (total - path.task(per_task, t)) / divisor
     elif kind == "reptile":
-        gradient = (path.points[0] - path.points[-1]).mean(0)
+        gradient = path.total(path.points[0] - path.points[-1]) / len(per_task)
     else:
         gradient = total / len(per_task)
     return gradient
@@ -291,7 +311,7 @@ def finished(problem: Problem, path: Path, g: Array, name: str, *arguments: Any)
     if name == "ordered":
         return np.concatenate([g[places[block]] for block in ORDERS[arguments[0]](list(places))])
     changed = g.copy()
-    first_order = path.first_order.mean(0) if name == "first order" else None
+    first_order = path.total(path.first_order) / problem.T if name == "first order" else None
     for block in arguments[0]:
         part = g[places[block]]
         if name == "zero":
@@ -324,7 +344,7 @@ def evaluate(problem: Problem, recipe: Recipe) -> Array:
         if name in ("moved", "a step a task"):
             rest = replace(recipe, finish=recipe.finish[:i] + recipe.finish[i + 1 :])
             return (_moved if name == "moved" else _step_by_step)(problem, rest, *numbers)
-    path = follow(problem, recipe.forward, np.dtype(recipe.dtype))
+    path = follow(problem, recipe.forward, np.dtype(recipe.dtype), whole=False)
     return combine(problem, path, recipe, pull_back(path, recipe.backward)).astype(np.float64)
 
 

@@ -153,7 +153,7 @@ def work(problem: Problem) -> int:
 def predictions(
     problem: Problem,
     hypotheses: Sequence[Hypothesis],
-    admit: Callable[[Path], bool] = lambda path: True,
+    admit: Callable[[Path], bool] | None = None,
     chunk: int = 4_000_000,
 ) -> Iterator[tuple[list[Hypothesis], Array]]:
     """What each would make of the gradient: hypotheses and their rows ``(n, P)``, some at a time.
@@ -174,7 +174,7 @@ def predictions(
 
 
 def _one_by_one(
-    problem: Problem, hypotheses: Sequence[Hypothesis], admit: Callable[[Path], bool]
+    problem: Problem, hypotheses: Sequence[Hypothesis], admit: Callable[[Path], bool] | None
 ) -> Iterator[tuple[Hypothesis, Array]]:
     """Each with its prediction; inner loops, ways back and sums over tasks are made once."""
 
@@ -185,14 +185,14 @@ def _one_by_one(
     ordered = sorted(hypotheses, key=order)
     for forward, group in groupby(ordered, key=lambda h: h.recipe.forward):
         with np.errstate(all="ignore"):
-            path = follow(problem, forward)
-            admitted = np.isfinite(path.points[-1]).all() and admit(path)
+            path = follow(problem, forward, whole=admit is not None)
+            admitted = np.isfinite(path.points[-1]).all() and (admit is None or admit(path))
         if not admitted:
             continue
         for backward, same_way_back in groupby(group, key=lambda h: h.recipe.backward):
             with np.errstate(all="ignore"):
                 per_task = pull_back(path, backward)
-                total = per_task.sum(0)
+                total = path.total(per_task)
             for tasks, same_tasks in groupby(same_way_back, key=lambda h: h.recipe.tasks):
                 with np.errstate(all="ignore"):
                     gradient = over_tasks(path, tasks, per_task, total)

@@ -15,6 +15,7 @@ from npmeta.algorithms import MAML
 from npmeta.mlp import MLP
 from npmeta.objective import Batch, Risk
 from npmeta.tasks import TaskBatch
+from npmeta.verification.spans import Spans
 from npmeta.weights import flatten
 
 __all__ = ["Problem"]
@@ -159,6 +160,15 @@ class Problem:
             for s in range(max(self.S, 1))
         ]
         return np.stack(rows)
+
+    @cached_property
+    def spans(self) -> Spans | None:
+        """The same in float64, in coordinates of the tasks' rows, where inputs are wide."""
+        if self.risk is None:
+            return None
+        float64 = np.dtype(np.float64)
+        theta = self.theta.astype(float64)
+        return Spans.of(self.risk, theta, self.step_sizes(float64), *self.batches(float64))
 
     @cached_property
     def gradient(self) -> Array:
