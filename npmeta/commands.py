@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -516,7 +517,8 @@ def check(picture: Path | None) -> int:
         from npmeta import plots
 
         plots.save(plots.remainders(selfcheck.slopes()), picture)
-    print(f"npmeta {__version__}, {selfcheck.machine()}\n\n{selfcheck.HEAD}")
+    print(textwrap.fill(f"npmeta {__version__}, {selfcheck.machine()}", 79))
+    print(f"\n{selfcheck.HEAD}")
     verdicts = []
     for line in selfcheck.run():
         print(line, flush=True)
@@ -538,6 +540,8 @@ def examine(case: Path, answers: Path, phi: Path | None, picture: Path | None) -
 
     if picture is not None and not picture.resolve().parent.is_dir():
         raise ValueError(f"cannot write {picture}: its folder does not exist")
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ValueError(f"cannot write {picture}: pictures are PNG; name one that ends in .png")
     problem = load_problem(case)
     found = diagnose(problem, *load_answers(answers, problem, phi, case.resolve().name))
     print(found)

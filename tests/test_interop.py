@@ -412,6 +412,7 @@ def test_another_model():
         ([np.ones((2, 3)), np.ones((3, 1))], r"at '0' is \(2, 3\) and \(3, 1\)"),
         ([np.ones((2, 3)), np.ones(3), np.ones((3, 1))], r"at '2' is \(3, 1\)$"),
         ([np.ones((2, 3)), None], "None where an array should be, at '1'"),
+        (None, "None where an array should be$"),
         ({"kernel": np.ones((2, 3)), "bias": None}, "None where an array should be, at 'bias'"),
         ({"w": np.ones((2, 3)), "kernel": np.ones((2, 3))}, "'w' and 'kernel' cannot both"),
         ({"w": 1.0}, "got float at 'w'"),

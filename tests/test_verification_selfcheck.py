@@ -10,13 +10,17 @@ from npmeta.cli import main
 from npmeta.verification import Verdict, selfcheck
 
 
-def test_the_screen(capsys, tmp_path):
+def test_the_screen(capsys, tmp_path, monkeypatch):
+    """Of lines that are made up: all of it is run for docs/verification.rst."""
+    line = selfcheck.Line("float64  meta-gradients", Verdict.PASS, 560, 0, 1e-14, 1e-12, "")
+    monkeypatch.setattr(selfcheck, "run", lambda: iter([line] * 14))
     picture = tmp_path / "slopes.png"
     pytest.importorskip("matplotlib")
     assert main(["check", "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert len(lines) < 24, "one screen"
+    assert max(map(len, lines[:-1])) < 80
     assert lines[0].startswith("npmeta ")
     assert "NumPy" in lines[0]
     assert sum(line.startswith("PASS") for line in lines) == 14
@@ -74,3 +78,12 @@ def test_a_line_says_what_is_open_and_what_failed():
 def test_the_picture_needs_a_folder(capsys, tmp_path):
     assert main(["check", "--plot", str(tmp_path / "nowhere" / "x.png")]) == 2
     assert capsys.readouterr().err.startswith("npmeta: error: [Errno 2] No such file or directory")
+
+
+def test_lines_are_no_wider_than_a_screen(monkeypatch):
+    monkeypatch.setattr(selfcheck.Line, "of", staticmethod(lambda name, reports: name))
+    for name in selfcheck.run():
+        for verdict in Verdict:
+            name = getattr(name, "name", name)
+            line = selfcheck.Line(name, verdict, 12345, 3, 1e-14, 1e-12, "a reason of some length " * 9)
+            assert max(map(len, str(line).splitlines())) < 80

@@ -92,7 +92,8 @@ def _arrays(node: Any, path: Path = ()) -> Iterator[tuple[str, str, Path]]:
         for i, child in enumerate(node):
             yield from _arrays(child, (*path, i))
     elif node is None:
-        raise ValueError(f"there is None where an array should be, at {path_name(path)!r}")
+        where = f", at {path_name(path)!r}" if path else ""
+        raise ValueError(f"there is None where an array should be{where}")
     elif is_array(node):
         raise ValueError(
             f"one array, of shape {tuple(node.shape)}, does not say where its layers are; pass the "

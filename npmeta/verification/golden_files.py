@@ -195,6 +195,8 @@ def load_answers(
     ValueError
         If there is no gradient in it, or a file cannot be read.
     """
+    if Path(path).suffix == ".npy":
+        raise ValueError(f"{path} is one array without a name; save it as npz, with the name meta_grad")
     arrays = of_case(load_arrays(path), case)
     named = {n.removeprefix("meta_grad."): a for n, a in arrays.items() if n.startswith("meta_grad.")}
     if not named and "meta_grad" not in arrays:

@@ -85,6 +85,10 @@ def load_arrays(path: PathLike) -> dict[str, Array]:
     path = existing(path)
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
+    with path.open("rb") as file:
+        beginning = file.read(6)
+    if not beginning.startswith((b"PK", b"\x93NUMPY")):
+        raise ValueError(f"cannot read {path}: it is neither npz nor npy nor .safetensors")
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

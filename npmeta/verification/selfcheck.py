@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +44,7 @@ def machine() -> str:
 
 
 #: Above the lines.
-HEAD = f"{'':64}  blocks    error      bar"
+HEAD = f"{'':54}blocks    error      bar"
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,18 @@ class Line:
     reason: str
 
     def __str__(self) -> str:
-        numbers = f"{self.error:.1e}  {self.bar:.1e}" if np.isfinite(self.bar) else ""
+        known = self.verdict is not Verdict.INCONCLUSIVE and np.isfinite(self.bar)
+        numbers = f"{self.error:.1e}  {self.bar:.1e}" if known else ""
         notes = [f"{self.open} inconclusive"] if self.open else []
         notes += [self.reason] if self.reason else []
-        text = f"{self.verdict:<12}  {self.name:<50}  {self.cases:>6}  {numbers}  {'; '.join(notes)}"
-        return text.rstrip()
+        line = f"{f'{self.verdict}  {self.name}':<54} {self.cases:>5}  {numbers}".rstrip()
+        indent = " " * 6
+        return "\n".join(
+            [
+                line,
+                *textwrap.wrap("; ".join(notes), 79, initial_indent=indent, subsequent_indent=indent),
+            ]
+        )
 
     @staticmethod
     def of(name: str, reports: Iterator[Report]) -> Line:
@@ -111,7 +119,7 @@ def run() -> Iterator[Line]:
         yield Line.of(f"{name}  twice the same, to the bit", _repetitions(dtype))
     yield Line.of("oracles  adjoint = complex step of the meta-loss", _by_complex_step())
     precision = "extended precision" if extended() else "float64"
-    yield Line.of(f"oracles  adjoint = Richardson in {precision}", _by_richardson())
+    yield Line.of(f"oracles  adjoint = Richardson, {precision}", _by_richardson())
     yield Line.of("slopes   2 and 3 of Taylor's remainders", iter(slopes().values()))
     yield _planted()
 

@@ -281,7 +281,7 @@ FORWARD = [
     Fault(
         "accumulator_survives_tasks",
         "forward",
-        "φ_{s+1} = φ_s − α Σ of the gradients of all steps and tasks so far",
+        "φ_{s+1} = φ_s − α Σ ∇L^S of all so far",
         "An accumulator of inner gradients (a mutable default argument, p.grad) is never emptied.",
         "def adapt(..., grads=None), made anew in the body; zero_grad() before each step.",
         "Make the accumulator inside the function that vmap maps.",
@@ -290,7 +290,7 @@ FORWARD = [
     Fault(
         "inner_momentum",
         "forward",
-        "φ_{s+1} = φ_s − α v_s,  v_s = μ v_{s−1} + ∇L^S(φ_s)",
+        "φ_{s+1} = φ_s − α (μ v_{s−1} + ∇L^S(φ_s))",
         "The inner optimizer has momentum.",
         "torch.optim.SGD(..., momentum=0) for the inner loop, or the update written out.",
         "optax.sgd without momentum for the inner loop.",
