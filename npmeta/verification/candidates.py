@@ -15,9 +15,11 @@ from npmeta.verification.fits import Fits
 from npmeta.verification.hypotheses import Hypothesis, crowds, pairs, predictions, singles
 from npmeta.verification.noise import Noise
 from npmeta.verification.problem import Problem
+from npmeta.verification.recipe import Forward
 
 __all__ = [
     "FEWEST_PARAMETERS",
+    "LOOPS",
     "Candidate",
     "Known",
     "any_factor",
@@ -30,6 +32,14 @@ __all__ = [
 MOST_KEPT = 20_000_000
 #: With fewer parameters than this a free factor, or a mistake out of thousands, fits too easily.
 FEWEST_PARAMETERS = 8
+
+
+#: Single mistakes in the order of what their inner loops cost.
+LOOPS: dict[str, Callable[[Forward], bool]] = {
+    "own loop": lambda forward: forward == Forward(),
+    "other loops": lambda forward: forward != Forward() and not forward.task_by_task,
+    "loops task by task": lambda forward: forward.task_by_task,
+}
 
 
 class Known:
@@ -54,8 +64,12 @@ class Known:
         """Hypotheses of a level with their predictions; those for every inner loop are kept."""
         if name in self._kept and admit is None:
             return self._kept[name]
-        if name == "singles":
-            hypotheses = singles(self.problem)
+        if name in ("singles", *LOOPS):
+            hypotheses = [
+                one
+                for one in singles(self.problem)
+                if name == "singles" or LOOPS[name](one.recipe.forward)
+            ]
         elif self.problem.P < FEWEST_PARAMETERS:
             hypotheses = []
         else:
@@ -88,12 +102,17 @@ def factor_of(part: tuple[Fault, Variant]) -> float:
     return part[1].factor
 
 
-def complexity(hypothesis: Hypothesis) -> tuple[bool, int, list[int]]:
-    """An order from the simplest explanation on: fewest mistakes, and first on the list."""
-    ids = list(FAULTS)
+def complexity(hypothesis: Hypothesis) -> tuple[bool, int, bool, list[int]]:
+    """An order from the simplest explanation on: fewest mistakes, and first on the list.
+
+    A factor on what is right comes before other numbers that are fitted, one on a mistake is last.
+    """
+    ids, free, n = list(FAULTS), named_freely(hypothesis), len(hypothesis.parts)
+    fitted = any(variant.fitted for _, variant in hypothesis.parts)
     return (
-        named_freely(hypothesis),
-        len(hypothesis.parts),
+        free and n > 1,
+        n,
+        fitted and not free,
         [ids.index(id) for id in hypothesis.ids],
     )
 

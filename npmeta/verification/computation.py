@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 FLOAT64 = np.dtype(np.float64)
+#: Numbers above which the tasks go back one after another: a tenth of the memory, and no more time.
+MOST_AT_ONCE = 4_000_000
 
 
 # --- forward --------------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ class Path:
         self.choices, self.objective = choices, objective
         self.support_rows, self.query_rows = support, query
         self.step_sizes, self.decay, self.points = step_sizes, decay, points
-        self._spans = spans
+        self.spans = spans
         self._known = {("support", s): lin for s, lin in enumerate(steps)}
 
     @property
@@ -83,6 +85,16 @@ class Path:
             self._known[name, s] = self.objective.at(self.objective.hold(self.points[s]), rows)
         return self._known[name, s]
 
+    def only(self, t: int) -> Path:
+        """The inner loop of one task."""
+        support, query = (
+            _each(lambda part: part[t : t + 1], rows) for rows in (self.support_rows, self.query_rows)
+        )
+        points = [point[t : t + 1] for point in self.points]
+        return Path(
+            self.choices, self.objective, support, query, self.step_sizes, self.decay, points, []
+        )
+
     @cached_property
     def first_order(self) -> Array:
         """∇L^Q(φ_S) of every task."""
@@ -90,20 +102,18 @@ class Path:
 
     def total(self, per_task: Array) -> Array:
         """The sum ``(P,)`` of the tasks' rows."""
-        return per_task.sum(0) if self._spans is None else self._spans.total(per_task)
+        return per_task.sum(0) if self.spans is None else self.spans.total(per_task)
 
     def task(self, per_task: Array, t: int) -> Array:
         """The row ``(P,)`` of a task."""
-        return per_task[t] if self._spans is None else self._spans.task(per_task, t)
+        return per_task[t] if self.spans is None else self.spans.task(per_task, t)
 
 
 def follow(problem: Problem, choices: Forward, dtype: DType = FLOAT64, *, whole: bool = True) -> Path:
     """The inner loop with these choices; in coordinates of the tasks' rows, if there are any, unless
     ``whole``."""
     T, decay = problem.T, problem.maml.inner_weight_decay if choices.decay is None else choices.decay
-    one_by_one = choices.start != "theta" or choices.momentum_survives
-    # A decay moves θ also where no row reaches.
-    spans = problem.spans if not (whole or one_by_one or decay) and dtype == FLOAT64 else None
+    spans = problem.spans if not (whole or choices.task_by_task) and dtype == FLOAT64 else None
     if spans is None:
         of_problem, theta = problem.maml.objective, np.tile(problem.theta.astype(dtype), (T, 1))
         sizes = problem.step_sizes(dtype)
@@ -138,17 +148,18 @@ def follow(problem: Problem, choices: Forward, dtype: DType = FLOAT64, *, whole:
             points.append(phi - sizes[s] * velocity)
         return points, steps, velocity
 
-    if not one_by_one:
+    if not choices.task_by_task:
         points, steps, _ = walk(theta, adapt_on, 0.0)
         return Path(choices, objective, adapt_on, score_on, sizes, decay, points, steps, spans)
-    walks, start, velocity = [], theta[:1], 0.0
+    start, velocity = theta[:1], 0.0
+    points = [np.empty_like(theta) for _ in range(S + 1)]
     for t in range(T):  # one task after another
         rows_of_one = _each(lambda part, t=t: part[t : t + 1], adapt_on)
         one, _, after = walk(start, rows_of_one, velocity)
-        walks.append(one)
+        for s, point in enumerate(one):
+            points[s][t] = point[0]
         start = start if choices.start == "theta" else one[-1]
         velocity = after if choices.momentum_survives else 0.0
-    points = [np.concatenate(same_step) for same_step in zip(*walks, strict=True)]
     return Path(choices, objective, adapt_on, score_on, sizes, decay, points, [])
 
 
@@ -198,14 +209,18 @@ def pull_back(path: Path, choices: Backward) -> Array:
         # the end all of it is the first task's.
         total = np.zeros_like(path.first_order)
         for t in reversed(range(len(total))):
-            cotangent = np.zeros_like(total)
-            cotangent[t] = path.first_order[t] + (total[t + 1] if t + 1 < len(total) else 0)
-            total[t] = _pull_back(path, choices, cotangent)[t]
+            cotangent = path.first_order[t] + (total[t + 1] if t + 1 < len(total) else 0)
+            total[t] = _pull_back(path.only(t), choices, cotangent[None])[0]
         total[1:] = 0
         return total
-    back = _pull_back(path, choices, path.first_order)
+    q = path.first_order
+    if q.size <= MOST_AT_ONCE:
+        back = _pull_back(path, choices, q)
+    else:
+        back = np.empty_like(q)
+        for t in range(len(q)):
+            back[t] = _pull_back(path.only(t), choices, q[t : t + 1])[0]
     if (choices.first, choices.second) != (1.0, 1.0):
-        q = path.first_order
         back = choices.first * q + choices.second * (back - q)
     return back
 
@@ -250,11 +265,13 @@ def _pull_back(path: Path, choices: Backward, cotangent: Array) -> Array:
 
 def combine(problem: Problem, path: Path, recipe: Recipe, per_task: Array) -> Array:
     """One gradient ``(P,)`` of the tasks' ``(T, P)``, and what is done to it."""
-    gradient = over_tasks(path, recipe.tasks, per_task, path.total(per_task))
+    gradient = over_tasks(problem, path, recipe.tasks, per_task, path.total(per_task))
     return handed_over(problem, path, gradient, recipe.finish)
 
 
-def over_tasks(path: Path, tasks: tuple[Any, ...], per_task: Array, total: Array) -> Array:
+def over_tasks(
+    problem: Problem, path: Path, tasks: tuple[Any, ...], per_task: Array, total: Array
+) -> Array:
     """One gradient ``(P,)`` of the tasks' ``(T, P)``, whose sum is ``total``."""
     kind, *arguments = tasks
     gradient: Array
@@ -265,6 +282,8 @@ def over_tasks(path: Path, tasks: tuple[Any, ...], per_task: Array, total: Array
         t, divisor = arguments
         gradient = (total - path.task(per_task, t)) / divisor
     elif kind == "reptile":
+        if path.spans is not None and path.decay:  # which moves θ also where no row reaches
+            path = follow(problem, path.choices)
         gradient = path.total(path.points[0] - path.points[-1]) / len(per_task)
     else:
         gradient = total / len(per_task)

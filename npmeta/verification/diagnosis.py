@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockReport", "Diagnosis"]
 
-WIDTH, INDENT = 96, 18
+WIDTH, INDENT = 79, 18
 #: Blocks that are listed one by one.
 MOST_BLOCKS = 12
 
@@ -73,6 +73,8 @@ class Diagnosis:
         The misfit up to which a prediction agrees.
     detail : str
         Which form of the mistake: "j = 2", "0.weight".
+    not_tried : str
+        What was left out, on a problem so large that it would take minutes.
     checks : dict
         Misfit of every piece of evidence, from what comes first to the gradient, against what is right.
     blocks : tuple of BlockReport
@@ -91,6 +93,7 @@ class Diagnosis:
     runner_up: str | None = None
     runner_up_misfit: float = np.inf
     n_tried: int = 0
+    not_tried: str = ""
     checks: dict[str, tuple[float, bool]] = field(default_factory=dict)
     blocks: tuple[BlockReport, ...] = ()
     notes: tuple[str, ...] = ()
@@ -147,6 +150,8 @@ class Diagnosis:
         if self.ties:
             label = "not seen" if self.verdict == "pass" else "or else"
             lines += _row(label, ", ".join(self.ties))
+        if self.not_tried:
+            lines += _row("not tried", self.not_tried)
         return lines
 
     def _table(self) -> list[str]:

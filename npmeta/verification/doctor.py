@@ -51,7 +51,8 @@ def diagnose(
     losses : array_like (T, S) or (T, S + 1), or mapping, optional
         Support losses before every step (and after the last); or "support" with these and "query"
         with the query losses after the last step, (T,) or their mean. Whatever is given, only
-        mistakes that explain it too are named.
+        mistakes that explain it too are named. Evidence of one step more or fewer than the problem's
+        is taken too: that is one of the mistakes.
 
     Returns
     -------
@@ -62,7 +63,8 @@ def diagnose(
     Raises
     ------
     ValueError
-        If the answer or the evidence has a shape that is not the problem's.
+        If the answer or the evidence has a shape that is not the problem's, or the evidence is no
+        finite numbers.
 
     Examples
     --------

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from npmeta._validation import Array
 from npmeta.verification.computation import Path, follow
 from npmeta.verification.noise import relative
 from npmeta.verification.problem import Problem
@@ -30,12 +31,13 @@ class Evidence:
     phi : array_like, (T, P) or (S + 1, T, P), optional
     losses : array_like (T, S) or (T, S + 1), or mapping, optional
         Support losses before every step; or "support" with these, "query" with the query losses after
-        the last step, (T,) or their mean.
+        the last step, (T,) or their mean. The steps may be one more or one fewer than the problem's,
+        which is a mistake that is known.
 
     Raises
     ------
     ValueError
-        If a shape is none of these.
+        If a shape is none of these, or what comes is no finite numbers.
     """
 
     def __init__(
@@ -43,22 +45,36 @@ class Evidence:
     ) -> None:
         self.problem = problem
         T, P = problem.T, problem.P
-        self.phi = None if phi is None else np.asarray(phi)
+        self.phi = None if phi is None else _numbers("phi", phi)
+        # As many steps as the problem has, or as a loop with one too many or too few.
+        steps = range(max(problem.S - 1, 0), problem.S + 2)
         if self.phi is not None and (self.phi.ndim not in (2, 3) or self.phi.shape[-2:] != (T, P)):
             raise ValueError(
                 f"phi must have shape ({T}, {P}), or ({problem.S + 1}, {T}, {P}) for every step; got "
                 f"{self.phi.shape}"
             )
+        if self.phi is not None and self.phi.ndim == 3 and len(self.phi) - 1 not in steps:
+            raise ValueError(
+                f"phi must have {problem.S + 1} points for {problem.S} steps, or one more or fewer; "
+                f"got {len(self.phi)}"
+            )
         named = losses if isinstance(losses, Mapping) else {} if losses is None else {"support": losses}
         unknown = set(named) - {"support", "query"}
         if unknown:
             raise ValueError(f"losses may have 'support' and 'query', got {sorted(unknown)[0]!r}")
-        self.support = np.asarray(named["support"]) if "support" in named else None
-        self.query = np.asarray(named["query"]) if "query" in named else None
+        self.support, self.query = (
+            _numbers(f"{name} losses", named[name]) if name in named else None
+            for name in ("support", "query")
+        )
         if self.support is not None and (self.support.ndim != 2 or len(self.support) != T):
             raise ValueError(
                 f"support losses must have shape ({T}, {problem.S}) or ({T}, {problem.S + 1}), got "
                 f"{self.support.shape}"
+            )
+        if self.support is not None and not steps[0] <= self.support.shape[1] <= steps[-1] + 1:
+            raise ValueError(
+                f"support losses must be {problem.S} a task, or {problem.S + 1} with that after the "
+                f"last step, or one more or fewer; got {self.support.shape[1]}"
             )
         if self.query is not None and self.query.shape not in ((), (T,)):
             raise ValueError(f"query losses must have shape ({T},) or (), got {self.query.shape}")
@@ -122,3 +138,17 @@ class Evidence:
                 most = max(parts, key=lambda name: parts[name])
                 return f"φ differs from step {s} on, most for task {t} in {most}"
         return ""
+
+
+def _numbers(name: str, values: ArrayLike) -> Array:
+    """An array of finite numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        raise ValueError(f"{name} must be one array of numbers, got rows of different sizes") from None
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} must be real numbers, got dtype {array.dtype}")
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise ValueError(f"{name} must be finite; {(~finite).sum()} of {array.size} entries are not")
+    return array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from npmeta._validation import Array
 from npmeta.verification.candidates import (
     FEWEST_PARAMETERS,
+    LOOPS,
     Candidate,
     Known,
     any_factor,
@@ -22,8 +24,8 @@ from npmeta.verification.design import what_would_tell
 from npmeta.verification.diagnosis import BlockReport, Diagnosis
 from npmeta.verification.evidence import Evidence
 from npmeta.verification.faults import FAULTS, Fault, Variant
-from npmeta.verification.hypotheses import RIGHT, Hypothesis, known_factors
-from npmeta.verification.noise import CEILING, FLOOR, relative
+from npmeta.verification.hypotheses import RIGHT, Hypothesis, is_large, known_factors, left_out
+from npmeta.verification.noise import CEILING, CEILING_OF_MISTAKES, FLOOR, relative
 from npmeta.verification.recipe import Forward, Recipe
 
 __all__ = ["Examination"]
@@ -33,7 +35,7 @@ CLEARLY = 10.0
 #: Predictions that are looked at closely, and how near they have to be at first sight.
 MOST_LOOKED_AT, AT_FIRST_SIGHT = 12, 0.5
 #: Numbers in predictions that are held for a comparison among them, and predictions at least.
-MOST_HELD, FEWEST_HELD = 20_000_000, 100
+MOST_HELD, FEWEST_HELD = 4_000_000, 20
 #: How many times the support loss may have grown in an inner loop that is to be judged. Saturated
 #: units, say, have slopes that one implementation computes to the last digit, and another as 1 − 1.
 RUN_AWAY = 1e4
@@ -157,7 +159,7 @@ class Examination:
 
     def _runs_away(self) -> bool:
         """Whether the support loss has grown out of all proportion."""
-        path = follow(self.problem, Forward())
+        path = follow(self.problem, Forward(), whole=False)
         first, last = (float(path.support(s).value.mean()) for s in (0, path.n_steps))
         return not last <= RUN_AWAY * abs(first)
 
@@ -182,8 +184,11 @@ class Examination:
     def _search(self, right: Candidate) -> tuple[Candidate, list[Candidate]] | None:
         """The best explanation with its ties: from the simplest on, and no further than one fits."""
         self.seen, self.aligned, self.n_tried = [], [], 0
+        simple: list[Callable[[], Iterator[Candidate]]] = [self._simple]
+        if is_large(self.problem):  # not all of them together, which is how ties are seen
+            simple = [self._right, *(partial(self._of_level, name) for name in LOOPS)]
         stages: list[Callable[[], Iterator[Candidate]]] = [
-            self._simple,
+            *simple,
             self._fitted,
             self._times_any,
             lambda: self._of_level("pairs"),
@@ -193,7 +198,7 @@ class Examination:
         ]
         # An answer as near as float32 is rounded, or has one mistake of little effect.
         if right.misfit < FLOOR["float32"] or self._undecided(right):
-            del stages[3:]
+            del stages[len(simple) + 2 :]
         for stage in stages:
             for one in stage():
                 self.seen.append(one)
@@ -214,14 +219,18 @@ class Examination:
 
     def _simple(self) -> Iterator[Candidate]:
         """What is right, every single mistake, and a factor on each of these."""
+        yield from self._right()
+        yield from self._of_level("singles")
+
+    def _right(self) -> Iterator[Candidate]:
         if self._admitted(RIGHT):
             yield from self._looked_at([RIGHT], self.g[None])
-        yield from self._of_level("singles")
 
     def _fitted(self) -> Iterator[Candidate]:
         """Mistakes with a number in them, with the number that fits best."""
         if self.problem.P < FEWEST_PARAMETERS:
             return
+        yield from self._times_any(RIGHT)
         for chosen in self.known.fits.near(self.c, self.admit):
             row = evaluate(self.problem, chosen.recipe)
             yield from self._looked_at([chosen], row[None])
@@ -273,14 +282,16 @@ class Examination:
                 prediction = factor * rows[i]
                 yield Candidate(hypothesis, prediction, relative(c, prediction))
 
-    def _times_any(self) -> Iterator[Candidate]:
+    def _times_any(self, only: Hypothesis | None = None) -> Iterator[Candidate]:
         """What has nearly the answer's direction, times the factor that suits best."""
-        for _, hypothesis, p in self.aligned if self.problem.P >= FEWEST_PARAMETERS else ():
+        aligned = [one for one in self.aligned if only in (None, one[1])]
+        for _, hypothesis, p in aligned if self.problem.P >= FEWEST_PARAMETERS else ():
             factor = float(self.c @ p / (p @ p))
             beside = relative(self.c, factor * p) if factor else np.inf
             if beside <= AT_FIRST_SIGHT:
                 yield Candidate(hypothesis + any_factor(self.c, factor), factor * p, beside)
-        self.aligned = []
+        if only is None:
+            self.aligned = []
 
     @property
     def _room(self) -> int:
@@ -298,6 +309,8 @@ class Examination:
         order = sorted(self.seen, key=lambda one: one.misfit)
         # What is right comes first: an answer that agrees with it is right, whatever else agrees.
         for best in sorted(order[:MOST_LOOKED_AT], key=lambda one: one.hypothesis is not RIGHT):
+            if best.misfit > CEILING_OF_MISTAKES:  # no tolerance is larger
+                continue
             tolerance = self.noise.tolerance(best.hypothesis.recipe, self.precision)
             if best.misfit > tolerance:
                 continue
@@ -369,6 +382,14 @@ class Examination:
         **more: Any,
     ) -> Diagnosis:
         finite = np.isfinite(self.c).all() and np.isfinite(self.g).all()
+        large = is_large(self.problem) and fault not in ("not_finite", "zeros")
+        not_tried = ""
+        if finite and large and (fault is not None or verdict == "pass"):
+            not_tried = "more, once this had been found: other mistakes may make the same gradient here"
+        elif finite and fault is None and verdict != "pass":
+            not_tried = left_out(self.problem)
+        if not_tried:
+            not_tried += "; with fewer tasks or a smaller network all of it is"
         return Diagnosis(
             verdict,
             fault,
@@ -377,6 +398,7 @@ class Examination:
             runner_up=None if runner_up is None else runner_up.name,
             runner_up_misfit=np.inf if runner_up is None else runner_up.misfit,
             n_tried=self.n_tried,
+            not_tried=not_tried,
             checks=self.checks,
             blocks=tuple(self._blocks(tolerance)) if finite else (),
             notes=tuple(notes),

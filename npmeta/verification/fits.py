@@ -10,7 +10,7 @@ import numpy as np
 from npmeta._validation import Array
 from npmeta.verification.computation import Path, evaluate, follow
 from npmeta.verification.faults import FAULTS, Variant
-from npmeta.verification.hypotheses import MOST_FOR_ALL_PAIRS, Hypothesis, work
+from npmeta.verification.hypotheses import MOST_FOR_ALL_PAIRS, Hypothesis, is_large, work
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Recipe
 
@@ -22,6 +22,8 @@ ROUND = np.array([2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 16, 20, 25, 32, 50, 64, 75, 1
 EVEN = np.geomspace(1e-3, 1e3, 25)
 FACTORS = np.unique(np.concatenate([EVEN, ROUND, 1 / ROUND]))
 SMALL = np.array([float(f"{digit}e{power}") for power in range(-6, 1) for digit in (1, 2, 5)])
+#: Of a large problem, every so many of them.
+FEW = 4
 #: Gauss-Newton, which converges quadratically where the residual goes to zero.
 ROUNDS = 12
 SHRINKS = 0.9
@@ -39,17 +41,19 @@ class _Family:
 
 
 def _families(problem: Problem) -> Iterator[_Family]:
-    factors = FACTORS if work(problem) <= MOST_FOR_ALL_PAIRS else EVEN
+    few = slice(None, None, FEW if is_large(problem) else 1)
+    factors = FACTORS if work(problem) <= MOST_FOR_ALL_PAIRS else EVEN[few]
+    even, small = EVEN[few], SMALL[few]
     if problem.S:
         yield _Family("inner_lr", lambda x: {"lr_factor": x}, factors)
         # A polynomial of degree S in its number: no surprises between the points of a coarse grid.
-        yield _Family("backward_lr", lambda x: {"curvature": x}, np.concatenate([-EVEN, EVEN]))
-        yield _Family("inner_weight_decay", lambda x: {"decay": x}, SMALL)
+        yield _Family("backward_lr", lambda x: {"curvature": x}, np.concatenate([-even, even]))
+        yield _Family("inner_weight_decay", lambda x: {"decay": x}, small)
     if problem.S > 1:
-        yield _Family("inner_momentum", lambda x: {"momentum": x}, np.linspace(0.05, 1, 20))
-    yield _Family("at_updated_theta", lambda x: {"finish": (("moved", x),)}, SMALL)
+        yield _Family("inner_momentum", lambda x: {"momentum": x}, np.linspace(0.05, 1, 20)[few])
+    yield _Family("at_updated_theta", lambda x: {"finish": (("moved", x),)}, small)
     if problem.T > 1:
-        yield _Family("outer_step_per_task", lambda x: {"finish": (("a step a task", x),)}, SMALL)
+        yield _Family("outer_step_per_task", lambda x: {"finish": (("a step a task", x),)}, small)
 
 
 class Fits:
@@ -103,7 +107,7 @@ class Fits:
 
 
 def _hypothesis(id: str, changes: dict[str, object], value: float) -> Hypothesis:
-    return Hypothesis.of((FAULTS[id], Variant(changes, f"{value:.6g}", value)))
+    return Hypothesis.of((FAULTS[id], Variant(changes, f"{value:.6g}", value, fitted=True)))
 
 
 def _linear(problem: Problem, c: Array) -> Iterator[Hypothesis]:

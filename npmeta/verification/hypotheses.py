@@ -18,9 +18,20 @@ from npmeta.verification.computation import (
 )
 from npmeta.verification.faults import FAULTS, Fault, Variant
 from npmeta.verification.problem import Problem
-from npmeta.verification.recipe import Recipe
+from npmeta.verification.recipe import Forward, Recipe
 
-__all__ = ["RIGHT", "Hypothesis", "crowds", "known_factors", "pairs", "predictions", "singles", "work"]
+__all__ = [
+    "RIGHT",
+    "Hypothesis",
+    "crowds",
+    "is_large",
+    "known_factors",
+    "left_out",
+    "pairs",
+    "predictions",
+    "singles",
+    "work",
+]
 
 #: Mistakes with a number in them that only a fit can find, or that are seen in the answer itself.
 #: They are not computed in advance.
@@ -41,9 +52,11 @@ RARE_STEP_SIZES = {"inner_lr_over_outputs", "inner_lr_halved", "inner_ascent", "
 #: Choices that also matter where nothing is adapted.
 OF_NO_INNER_LOOP = {"lr_factor", "score_on", "adapt_on", "activation", "loss", "tasks", "finish"}
 
-#: Work above which pairs are limited to the likeliest, and crowds left out: in numbers to be computed
-#: in an inner loop, and what a call of NumPy costs beside them.
-MOST_FOR_ALL_PAIRS, MOST_FOR_CROWDS, CALLS = 120_000, 20_000, 2_000
+#: Work above which crowds are left out; pairs are limited to those with a likely choice; and nothing is
+#: tried but single mistakes and the pairs that cost little beside them, one after another until one
+#: fits. In numbers to be computed in an inner loop, and what a call of NumPy costs beside them.
+MOST_FOR_CROWDS, MOST_FOR_ALL_PAIRS, MOST_FOR_LIKELY_PAIRS = 20_000, 120_000, 1_500_000
+CALLS = 2_000
 
 
 @dataclass(frozen=True)
@@ -95,17 +108,57 @@ def known_factors(problem: Problem) -> list[tuple[Fault, Variant]]:
 def pairs(problem: Problem) -> list[Hypothesis]:
     """Two mistakes at once, of those that leave each other room."""
     likely = {"lr_factor", "adapted"}
-    every = work(problem) <= MOST_FOR_ALL_PAIRS
+    every, large = work(problem) <= MOST_FOR_ALL_PAIRS, is_large(problem)
     found = []
     for one, other in combinations(singles(problem), 2):
         (a,), (b,) = one.parts, other.parts
         if not _go_together(a, b):
+            continue
+        if large:
+            if _costs_little(a, b):
+                found.append(Hypothesis.of(a, b))
             continue
         changed = {*a[1].changes, *b[1].changes}
         # What is done after the tasks' gradients are known costs nothing.
         if every or changed & likely or "assembly" in (a[0].stage, b[0].stage):
             found.append(Hypothesis.of(a, b))
     return found
+
+
+def _costs_little(a: tuple[Fault, Variant], b: tuple[Fault, Variant]) -> bool:
+    """A first-order gradient, or something done to it or to that of another step size or mask: the
+    inner loops are those of single mistakes."""
+    likely = ({"lr_factor"}, {"adapted"})
+    ids, stages = {a[0].id, b[0].id}, {a[0].stage, b[0].stage}
+    if "task_skipped" in ids or stages == {"assembly"}:
+        return False
+    if "first_order" in ids:
+        return True
+    return "assembly" in stages and any(set(variant.changes) in likely for _, variant in (a, b))
+
+
+def is_large(problem: Problem) -> bool:
+    """Whether work is saved wherever it can be."""
+    return work(problem) > MOST_FOR_LIKELY_PAIRS
+
+
+def left_out(problem: Problem) -> str:
+    """What is not tried on a problem of this size, in words; empty if everything is."""
+    size = work(problem)
+    if size <= MOST_FOR_CROWDS:
+        return ""
+    if size <= MOST_FOR_ALL_PAIRS:
+        return "three and more mistakes at once"
+    if size <= MOST_FOR_LIKELY_PAIRS:
+        return (
+            "two mistakes at once, unless one is a wrong step size, a wrong choice of what is adapted "
+            "or made with right gradients; three and more"
+        )
+    return (
+        "two mistakes at once, unless one is first_order, or a wrong step size or choice of what is "
+        "adapted beside one made with right gradients; three and more; numbers on no list are fitted "
+        "from few beginnings"
+    )
 
 
 def _go_together(a: tuple[Fault, Variant], b: tuple[Fault, Variant]) -> bool:
@@ -154,7 +207,7 @@ def predictions(
     problem: Problem,
     hypotheses: Sequence[Hypothesis],
     admit: Callable[[Path], bool] | None = None,
-    chunk: int = 4_000_000,
+    chunk: int = 2_000_000,
 ) -> Iterator[tuple[list[Hypothesis], Array]]:
     """What each would make of the gradient: hypotheses and their rows ``(n, P)``, some at a time.
 
@@ -184,20 +237,29 @@ def _one_by_one(
 
     ordered = sorted(hypotheses, key=order)
     for forward, group in groupby(ordered, key=lambda h: h.recipe.forward):
+        yield from _of_one_loop(problem, forward, group, admit)
+
+
+def _of_one_loop(
+    problem: Problem,
+    forward: Forward,
+    group: Iterator[Hypothesis],
+    admit: Callable[[Path], bool] | None,
+) -> Iterator[tuple[Hypothesis, Array]]:
+    with np.errstate(all="ignore"):
+        path = follow(problem, forward, whole=admit is not None)
+        admitted = np.isfinite(path.points[-1]).all() and (admit is None or admit(path))
+    if not admitted:
+        return
+    for backward, same_way_back in groupby(group, key=lambda h: h.recipe.backward):
         with np.errstate(all="ignore"):
-            path = follow(problem, forward, whole=admit is not None)
-            admitted = np.isfinite(path.points[-1]).all() and (admit is None or admit(path))
-        if not admitted:
-            continue
-        for backward, same_way_back in groupby(group, key=lambda h: h.recipe.backward):
+            per_task = pull_back(path, backward)
+            total = path.total(per_task)
+        for tasks, same_tasks in groupby(same_way_back, key=lambda h: h.recipe.tasks):
             with np.errstate(all="ignore"):
-                per_task = pull_back(path, backward)
-                total = path.total(per_task)
-            for tasks, same_tasks in groupby(same_way_back, key=lambda h: h.recipe.tasks):
+                gradient = over_tasks(problem, path, tasks, per_task, total)
+            for hypothesis in same_tasks:
                 with np.errstate(all="ignore"):
-                    gradient = over_tasks(path, tasks, per_task, total)
-                for hypothesis in same_tasks:
-                    with np.errstate(all="ignore"):
-                        row = handed_over(problem, path, gradient, hypothesis.recipe.finish)
-                    if np.isfinite(row).all() and row.any():
-                        yield hypothesis, row
+                    row = handed_over(problem, path, gradient, hypothesis.recipe.finish)
+                if np.isfinite(row).all() and row.any():
+                    yield hypothesis, row

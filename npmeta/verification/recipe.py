@@ -31,6 +31,11 @@ class Forward:
     activation: str | None = None
     loss: str | None = None  # or "targets broadcast", "softmax twice"
 
+    @property
+    def task_by_task(self) -> bool:
+        """Whether a task's inner loop depends on that of the task before."""
+        return self.start != "theta" or self.momentum_survives
+
 
 @dataclass(frozen=True)
 class Backward:

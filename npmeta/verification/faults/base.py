@@ -28,11 +28,14 @@ class Variant:
         Which of its forms it is: "before step 2".
     factor : float or None
         The number in it, where there is one.
+    fitted : bool
+        Whether that number was found from the answer.
     """
 
     changes: Mapping[str, Any]
     detail: str = ""
     factor: float | None = None
+    fitted: bool = False
 
 
 @dataclass(frozen=True)
