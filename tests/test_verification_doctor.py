@@ -14,7 +14,7 @@ import pytest
 import npmeta as nm
 from npmeta.cli import main
 from npmeta.losses import LOSSES, Loss, LossAt
-from npmeta.verification import FAULTS, Doctor, examination, hypotheses
+from npmeta.verification import FAULTS, Doctor, computation, examination, hypotheses
 from npmeta.verification.computation import evaluate, follow
 from npmeta.verification.golden_files import load_answers, load_problem, named_arrays, save_problem
 from npmeta.verification.hypotheses import (
@@ -711,3 +711,12 @@ def test_the_simplest_factor_is_named():
     found = nm.diagnose(problem, 3.3 * problem.gradient)
     assert (found.fault, found.factor) == ("scaled", pytest.approx(3.3))
     assert "second_order_weight" in found.ties
+
+
+def test_tasks_go_back_one_after_another_where_there_is_much(base, monkeypatch):
+    together = [p for _, rows in predictions(base.problem, singles(base.problem)) for p in rows]
+    monkeypatch.setattr(computation, "MOST_AT_ONCE", 10)
+    alone = [p for _, rows in predictions(base.problem, singles(base.problem)) for p in rows]
+    for one, other in zip(alone, together, strict=True):
+        # A few hundred sums one after another.
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * np.linalg.norm(other))

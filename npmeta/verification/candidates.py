@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 #: Numbers in predictions that are kept for the next answer to the same problem.
-MOST_KEPT = 20_000_000
+MOST_KEPT = 8_000_000
 #: With fewer parameters than this a free factor, or a mistake out of thousands, fits too easily.
 FEWEST_PARAMETERS = 8
 
