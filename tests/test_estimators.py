@@ -14,7 +14,7 @@ from tests.helpers import assert_close
 #: Algorithms on sine waves: all that do not need classes.
 ON_WAVES = [name for name, entry in ALGORITHMS.items() if "sinusoid" in entry.tasks]
 #: Those whose adaptation moves parameters or a context.
-WITH_STEPS = [name for name in ON_WAVES if name not in ("ridge", "oracle")]
+WITH_STEPS = [name for name in ON_WAVES if ALGORITHMS[name].inner_steps and name != "oracle"]
 ON_CLASSES = [name for name, entry in ALGORITHMS.items() if "table" in entry.tasks]
 
 WAVES = nm.tasks.Sinusoid(shots=4, queries=3)
