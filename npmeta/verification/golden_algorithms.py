@@ -17,6 +17,8 @@ from npmeta.verification.golden_inner import (
     MAMLPlusPlusCase,
     ReptileCase,
 )
+from npmeta.verification.golden_lstm import LSTMCase
+from npmeta.verification.golden_mann import MANNCase
 from npmeta.verification.golden_settings import Setting
 
 __all__ = ["ALGORITHMS", "golden_case"]
@@ -29,12 +31,14 @@ ALGORITHMS: dict[str, type[GoldenCase]] = {
     "reptile": ReptileCase,
     "imaml": IMAMLCase,
     "cavia": CAVIACase,
+    "lstm": LSTMCase,
     "joint": JointCase,
     "matching": MatchingCase,
     "prototypical": PrototypicalCase,
     "siamese": SiameseCase,
     "relation": RelationCase,
     "ridge": RidgeCase,
+    "mann": MANNCase,
 }
 
 

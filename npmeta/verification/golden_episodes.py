@@ -23,9 +23,19 @@ from npmeta.algorithms.siamese import SiameseNetwork
 from npmeta.losses import LOSSES
 from npmeta.mlp import MLP
 from npmeta.verification.golden_cases import loss_words
-from npmeta.verification.golden_others import OtherCase, Parameters, network
+from npmeta.verification.golden_others import OtherCase, Parameters, network, sigmoid
 
-__all__ = ["MatchingCase", "PrototypicalCase", "RelationCase", "RidgeCase", "SiameseCase"]
+__all__ = [
+    "EMBEDDING",
+    "SETS_SWAPPED",
+    "MatchingCase",
+    "PrototypicalCase",
+    "RelationCase",
+    "RidgeCase",
+    "ScoredCase",
+    "SiameseCase",
+    "distances",
+]
 
 SETS_SWAPPED = {"sets_swapped": "S ↔ Q"}
 EMBEDDING = "e(x): the outputs of the network theta for the row x; the same for support and query rows"
@@ -89,6 +99,26 @@ class EpisodicCase(OtherCase):
     def quantities(self) -> dict[str, tuple[str, Array | dict[str, Array]]]:
         at = {name: array[None] for name, array in self.params.items()}
         return {"outputs": (self.OUTPUTS, self.outputs(at)[0])}
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredCase(EpisodicCase):
+    """One whose outputs have the setting's loss."""
+
+    OUTPUTS = "o of every query row, (T, Q, n_out)"
+
+    def targets(self, y: Array) -> Array:
+        return self.one_hot(y) if y.dtype.kind == "i" else y
+
+    def losses(self, params: Parameters, mistake: str = "") -> Array:
+        y = self.targets(self.tasks(mistake).query_y)
+        value = self.scored(self.outputs(params, mistake), y)
+        return y.shape[1] * value if mistake == "summed_over_rows" else value
+
+    def loss_line(self) -> str:
+        """What is done with o."""
+        words = loss_words(self.setting.loss)
+        return f"query_loss = mean over query rows of ({words['outputs']}: {words['formula']})"
 
 
 # --- by distance ------------------------------------------------------------------------------------
@@ -315,7 +345,7 @@ class RelationCase(EpisodicCase):
 
     def losses(self, params: Parameters, mistake: str = "") -> Array:
         g, y = self.outputs(params, mistake), self.one_hot(self.tasks(mistake).query_y)
-        r = g if mistake == "no_sigmoid" else 1 / (1 + np.exp(-g))
+        r = g if mistake == "no_sigmoid" else sigmoid(g)
         squares = (r - y) ** 2
         by_row = squares.sum(-1) if mistake == "summed_over_classes" else squares.mean(-1)
         return over_rows(by_row, mistake)
@@ -334,8 +364,7 @@ class RelationCase(EpisodicCase):
 
 
 @dataclass(frozen=True, eq=False)
-class RidgeCase(EpisodicCase):
-    OUTPUTS = "o of every query row, (T, Q, n_out)"
+class RidgeCase(ScoredCase):
     MISTAKES: ClassVar[Mapping[str, str]] = {
         "head_constant": "W a constant: no gradient through the solve",
         "no_constant_feature": "A = e(x)",
@@ -356,9 +385,6 @@ class RidgeCase(EpisodicCase):
 
     def constants(self) -> dict[str, Any]:
         return {} if "bias" in self.params else {"bias": 0.0}
-
-    def targets(self, y: Array) -> Array:
-        return self.one_hot(y) if y.dtype.kind == "i" else y
 
     def head(self, params: Parameters, mistake: str = "") -> tuple[Array, Array]:
         """W ``(D, T, d + 1, n_out)``, and the features of the query rows."""
@@ -381,18 +407,12 @@ class RidgeCase(EpisodicCase):
         o: Array = s * (A_query @ W) + b
         return o
 
-    def losses(self, params: Parameters, mistake: str = "") -> Array:
-        y = self.targets(self.tasks(mistake).query_y)
-        value = self.scored(self.outputs(params, mistake), y)
-        return y.shape[1] * value if mistake == "summed_over_rows" else value
-
     def quantities(self) -> dict[str, tuple[str, Array | dict[str, Array]]]:
         at = {name: array[None] for name, array in self.params.items()}
         words = "W of every task, the row of the constant feature last, (T, d + 1, n_out)"
         return {**super().quantities(), "head": (words, self.head(at)[0][0])}
 
     def definition(self) -> list[str]:
-        words = loss_words(self.setting.loss)
         return [
             EMBEDDING,
             "A = [e(support.x), 1], (K, d + 1); A_query = [e(query.x), 1], (Q, d + 1)",
@@ -400,5 +420,5 @@ class RidgeCase(EpisodicCase):
             "W = the minimum of sum((A W - Y)**2) + exp(log_ridge) * sum(W**2), the row of the "
             "constant feature in the penalty too: W = inv(A^T A + exp(log_ridge) * I) A^T Y",
             "o = scale * A_query W + bias; the gradient goes through the solve",
-            f"query_loss = mean over query rows of ({words['outputs']}: {words['formula']})",
+            self.loss_line(),
         ]

@@ -204,6 +204,19 @@ def _gradient_based() -> Iterator[Setting]:
         targets="labels",
         options=(("strength", 0.5),),
     )
+    lstm = _family("lstm", algorithm="lstm", widths=(4, 6, 5, 3), draw=10)
+    yield lstm("exact", "losses and gradients are differentiated wherever they are seen")
+    yield lstm("first-order", "they are constants, as in the paper", first_order=True)
+    yield lstm(
+        "small-gradients",
+        "gradients below exp(-10) and above",
+        loss="cross_entropy",
+        targets="labels",
+        changed="large",
+        K=1,
+        S=2,
+        draw=21,
+    )
     yield Setting(
         "joint", "", "one network for the rows of all tasks", algorithm="joint", widths=(4, 6, 3), S=0
     )
@@ -243,6 +256,16 @@ def _metric_learners() -> Iterator[Setting]:
     ridge = _family("ridge", algorithm="ridge", **episode)
     yield ridge("mse", "of values", loss="mse", targets="")
     yield ridge("cross_entropy", "of classes: rows of the identity are fitted")
+    mann = _family("mann", algorithm="mann", **episode)
+    sizes = (("units", 4), ("width", 3))
+    yield mann("cross_entropy", "of classes, with more slots than rows", options=(*sizes, ("slots", 8)))
+    yield mann(
+        "few-slots",
+        "of values, with fewer slots than rows: what was used least is lost",
+        loss="mse",
+        targets="",
+        options=(*sizes, ("slots", 3)),
+    )
 
 
 def _edges() -> Iterator[Setting]:

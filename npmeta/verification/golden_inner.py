@@ -28,7 +28,15 @@ from npmeta.verification.golden_files import named_arrays
 from npmeta.verification.golden_others import OtherCase, Parameters
 from npmeta.verification.noise import FLOOR, SAFETY, relative
 
-__all__ = ["CAVIACase", "IMAMLCase", "JointCase", "MAMLPlusPlusCase", "ReptileCase"]
+__all__ = [
+    "SETS_SWAPPED",
+    "CAVIACase",
+    "IMAMLCase",
+    "InnerCase",
+    "JointCase",
+    "MAMLPlusPlusCase",
+    "ReptileCase",
+]
 
 SETS_SWAPPED = {"sets_swapped": "S ↔ Q"}
 

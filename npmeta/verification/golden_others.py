@@ -30,8 +30,9 @@ from npmeta.verification.given import tiny_step
 from npmeta.verification.golden_cases import GoldenCase
 from npmeta.verification.golden_files import named_arrays, task_arrays
 from npmeta.verification.noise import FLOOR, SAFETY, SHAKES, relative
+from npmeta.verification.oracle import extended
 
-__all__ = ["OtherCase", "Parameters", "network"]
+__all__ = ["OtherCase", "Parameters", "network", "sigmoid"]
 
 #: Meta-parameters by name, each with an axis of points in front.
 Parameters = Mapping[str, Array]
@@ -45,6 +46,9 @@ class OtherCase(GoldenCase):
 
     #: Formulas by the name of the mistake; beside these, :data:`OF_ALL`.
     MISTAKES: ClassVar[Mapping[str, str]] = {}
+
+    #: Whether differences are taken in extended precision, where there is one.
+    LONG: ClassVar[bool] = False
 
     # --- what a subclass says -----------------------------------------------------------------------
 
@@ -244,7 +248,8 @@ class OtherCase(GoldenCase):
             mean: Array = there.mean(1)
             return mean
 
-        along = differentiate(loss, np.sqrt(np.mean(theta**2, keepdims=True)), self.reach)
+        long = np.longdouble if self.LONG and extended() else np.float64
+        along = differentiate(loss, np.sqrt(np.mean(theta**2, keepdims=True, dtype=long)), self.reach)
         return {
             "differences": abs(float(along.value[0]) - slope) / slope,
             "differences_error": float(along.error[0]) / slope,
@@ -326,6 +331,11 @@ def network(model: MLP, theta: Array, x: Array) -> tuple[Array, list[Array]]:
             a = model.activations[l - 1].f(a)
         a = a @ W + b[:, :, None]
     return a, hidden
+
+
+def sigmoid(z: Array) -> Array:
+    value: Array = 1 / (1 + np.exp(-z))
+    return value
 
 
 def _quantity(name: str) -> str:
