@@ -57,9 +57,13 @@ def meta_loss(p, alpha=0.1, S=2, **options):
 
 @every_activation_and_loss
 def test_every_number_of_steps_and_kind_of_step_size(activation, loss):
-    """θ and α by complex step of the meta-loss; θ again by the adjoint with complex-step products."""
+    """θ and α by complex step of the meta-loss; θ again by the adjoint with complex-step products.
+
+    Every number of steps with every second kind, and with the others for the next loss.
+    """
     p = problem(loss, activation)
-    for S, kind in itertools.product(range(6), KINDS):
+    shift = list(ACTIVATIONS).index(activation) + list(LOSSES).index(loss)
+    for S, kind in list(itertools.product(range(6), KINDS))[shift % 2 :: 2]:
         decay = 0.3 * (S % 2)
         alpha = step_sizes(kind, p.model, S, np.random.default_rng(S))
         out = meta_gradient(p, alpha, S, inner_weight_decay=decay)

@@ -102,8 +102,13 @@ DESIGNS = {
 }
 
 
-@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("name", [*DESIGNS][:3])
 def test_every_mistake_is_named_or_tied(name):
+    """The other designs are in tests/peers."""
+    check_design(name)
+
+
+def check_design(name):
     """What this problem cannot tell from something simpler is listed beside it."""
     doctor = Doctor(pose(**DESIGNS[name]))
     forms = {hypothesis.ids: hypothesis for hypothesis in every_form(doctor.problem)}
@@ -169,8 +174,8 @@ def likely_pairs(problem):
 
 @pytest.mark.parametrize(("dtype", "start"), [(np.float64, 0), (np.float32, 3)])
 def test_pairs_are_named(base, dtype, start):
-    """Every thirtieth; all of them in tests/peers."""
-    for hypothesis in likely_pairs(base.problem)[start::30]:
+    """Every sixtieth; all of them in tests/peers."""
+    for hypothesis in likely_pairs(base.problem)[start::60]:
         check_pair(base, hypothesis, dtype)
 
 
@@ -189,7 +194,7 @@ def check_pair(doctor, hypothesis, dtype):
 
 
 def test_three_at_once(base):
-    for hypothesis in crowds(base.problem)[::2000]:
+    for hypothesis in crowds(base.problem)[::6000]:
         c = planted(base.problem, hypothesis, np.float64)
         if np.isfinite(c).all() and Noise(base.problem).of(hypothesis.recipe, "float64") < 1e-3:
             found = base.diagnose(c)

@@ -14,7 +14,14 @@ from npmeta.verification import FAULTS, Doctor
 from npmeta.verification.noise import Noise
 from npmeta.verification.recipe import Recipe
 from tests.peers.test_torch import TORCH_ACTIVATIONS, TORCH_LOSSES, one_thread  # noqa: F401
-from tests.test_verification_doctor import check_pair, likely_pairs, times, wrong_gradients
+from tests.test_verification_doctor import (
+    DESIGNS,
+    check_design,
+    check_pair,
+    likely_pairs,
+    times,
+    wrong_gradients,
+)
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -767,3 +774,8 @@ def test_no_false_alarm(seed, dtype):
     well_behaved = Noise(problem).of(Recipe(), np.dtype(dtype).name) < 1e-3
     if well_behaved and (losses < 100 * losses[:, :1]).all() and activation not in KINKED:
         assert found.verdict == "pass", str(found)
+
+
+@pytest.mark.parametrize("name", [*DESIGNS][3:])
+def test_every_mistake_is_named_or_tied(name):
+    check_design(name)
