@@ -5,6 +5,9 @@
 stopped goes on where it was when the same command is given again, and what is done is not done twice.
 After every run the table as it then stands is in ``OUT/NAME.md`` and ``OUT/NAME.json``.
 
+**Minutes** are of the clock, with whatever else the machine did; of a run that was stopped, by the
+speed of its last part.
+
 **The interval** is of 95 %: with one seed over its test tasks, as in the papers; with several over the
 seeds' means, by Student's t, so that it holds what another initialisation would change. Each seed has
 test tasks of its own.
@@ -19,6 +22,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -86,8 +90,10 @@ def make(plan: Plan, row_name: str, seed: int, workers: int) -> int:
         return 0
     config = plan.config(row, seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    started, made = time.monotonic(), 0
     with redirect_stdout(sys.stderr):  # standard output is the table's
         if (folder / "config.toml").exists():
+            made = Run(folder).load().iteration
             given = {name: config[name] for name in (*row.values, "seed", "eval_steps", "iterations")}
             if plan.data is not None and plan.table.task == "omniglot":
                 given["data"] = plan.data
@@ -95,7 +101,13 @@ def make(plan: Plan, row_name: str, seed: int, workers: int) -> int:
         else:
             status = start_run(config, folder, workers)
     if status == 0:
-        record = {"tested": _tested(plan.table), **_score(plan.table, Run(folder))}
+        minutes = (time.monotonic() - started) / 60
+        share = 1 - made / config["iterations"]  # of the run that was made now
+        record = {
+            "tested": _tested(plan.table),
+            "minutes": minutes / share if share else None,
+            **_score(plan.table, Run(folder)),
+        }
         write_atomically(folder / SCORES, json.dumps(record, indent=1) + "\n")
     return status
 
@@ -228,7 +240,8 @@ def markdown(record: Mapping[str, Any]) -> str:
             "**Shortened: not the iterations of the paper.** The last column has their number.",
             "",
         ]
-    lines += [_line([*titles, "seeds", "iterations"]), _line(["---"] * (len(titles) + 2))]
+    titles += ["seeds", "iterations", "minutes"]
+    lines += [_line(titles), _line(["---"] * len(titles))]
     doubts: list[str] = []
     for row in record["rows"]:
         cells = [row["label"]]
@@ -239,9 +252,10 @@ def markdown(record: Mapping[str, Any]) -> str:
                     doubts.append(row["doubt"])
                 published += f" ({doubts.index(row['doubt']) + 1})"
             cells += [_ours(row, step, digits), published]
-        lines.append(_line([*cells, str(len(row["seeds"])), f"{row['iterations']:,}"]))
+        cells += [str(len(row["seeds"])), f"{row['iterations']:,}", _minutes(row)]
+        lines.append(_line(cells))
     for name, published in record["elsewhere"].items():
-        lines.append(_line([name, *[""] * (len(titles) - 2), _theirs(published), "", ""]))
+        lines.append(_line([name, *[""] * (len(titles) - 5), _theirs(published), "", "", ""]))
     lines += ["", "± is a 95 % interval: over test tasks with one seed, over seeds with several."]
     if doubts:
         what = "; ".join(f"({i}) {doubt}" for i, doubt in enumerate(doubts, 1))
@@ -264,13 +278,19 @@ def _best(record: Mapping[str, Any]) -> str:
     return f"Best of those measured: {best['label']} ({ALGORITHMS[best['algorithm']].summary})."
 
 
+def _minutes(row: Mapping[str, Any]) -> str:
+    """Of the slowest seed."""
+    known = [score["minutes"] for score in row["seeds"] if score["minutes"] is not None]
+    return f"{max(known):.1f}" if known else ""
+
+
 def _ours(row: Mapping[str, Any], step: str, digits: int) -> str:
     if not row["seeds"]:
         return "not yet measured"
     if step not in row["ours"]:  # a learner without steps, in a column before the last
         return ""
     mean, half = row["ours"][step]
-    return "diverges" if mean is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return "diverges" if mean is None or half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def _theirs(value: Published | None) -> str:

@@ -147,6 +147,8 @@ class Config:
                 shots=v["shots"],
                 queries=v["queries"],
                 rotations=v["rotations"],
+                align=v["align"],
+                distort=v["distort"],
                 split_by=v["split_by"],
                 split_seed=v["split_seed"],
                 fractions=tuple(v["fractions"]),

@@ -186,6 +186,15 @@ COMMON: tuple[Option, ...] = (
     Option("tasks", "x", float, {"sinusoid": [-5.0, 5.0]}, "range of inputs", length=_PAIR),
     Option("tasks", "noise", float, {"sinusoid": 0.0}, "standard deviation of target noise", low=0),
     Option("tasks", "rotations", bool, {"omniglot": True}, "train on classes rotated by 90° steps too"),
+    Option("tasks", "align", bool, {"omniglot": False}, "move and scale drawings into a common frame"),
+    Option(
+        "tasks",
+        "distort",
+        float,
+        {"omniglot": 0.0},
+        "strength of random distortions in training",
+        low=0,
+    ),
     Option(
         "tasks",
         "split_by",

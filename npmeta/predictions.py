@@ -72,8 +72,8 @@ class _Drawings:
 
     n_in = 784
 
-    def __init__(self, ways: int) -> None:
-        self.n_out = ways
+    def __init__(self, ways: int, align: bool) -> None:
+        self.n_out, self.align = ways, align
         self.labels: tuple[str, ...] = ()
 
     def support(self, path: Path) -> tuple[Array, Array]:
@@ -95,10 +95,9 @@ class _Drawings:
         predicted = [self.labels[i] for i in known.argmax(-1)]
         return [("prediction", predicted), *_probabilities(known, self.labels)]
 
-    @staticmethod
-    def _images(path: Path, names: Sequence[str]) -> Array:
+    def _images(self, path: Path, names: Sequence[str]) -> Array:
         """Images whose paths are relative to the CSV file."""
-        return np.stack([read_image(path.parent / name) for name in names])
+        return np.stack([read_image(path.parent / name, self.align) for name in names])
 
 
 def _probabilities(outputs: Array, names: Sequence[str]) -> list[tuple[str, Sequence[object]]]:
@@ -130,7 +129,7 @@ def _means(outputs: Array, loss: str) -> Array:
 
 def _format_of(run: Run) -> Format:
     if run.config.task == "omniglot":
-        return _Drawings(run.config["ways"])
+        return _Drawings(run.config["ways"], run.config["align"])
     if run.config.task == "table":
         return _Columns(Encoding.from_dict(run.encoding()))
     return _Columns(Encoding(("x",), "y", mean=(0.0,), std=(1.0,)))

@@ -23,6 +23,7 @@ import npmeta as nm
 from npmeta.tasks import Omniglot, drawings, read_image
 from npmeta.tasks.checks import check_fractions
 from npmeta.tasks.draws import SPLITS, distinct, split_up
+from npmeta.tasks.framing import aligned
 
 Image = pytest.importorskip("PIL.Image", reason="reading drawings needs pillow")
 
@@ -315,6 +316,8 @@ def test_resizing_commutes_with_turning():
             "the train split has 12 classes, too few for 13 ways",
         ),
         ({"path": "nowhere.zip"}, "no such file or folder: nowhere.zip"),
+        ({"distort": -0.1}, "distort must be at least 0 and finite, got -0.1"),
+        ({"distort": np.nan}, "distort must be at least 0 and finite, got nan"),
     ],
 )
 def test_arguments_are_checked(archive, arguments, message):
@@ -737,7 +740,34 @@ def test_a_pickled_distribution_draws_the_same_tasks(tasks):
 
 def test_repr_shows_the_settings_only(tasks):
     assert repr(tasks).startswith("Omniglot(path=")
-    assert "fractions=(0.6, 0.2, 0.2))" in repr(tasks)
+    assert "fractions=(0.6, 0.2, 0.2), align=False, distort=0.0)" in repr(tasks)
+
+
+def test_training_drawings_alone_are_distorted(archive, tasks):
+    moved = Omniglot(archive, **THREE_WAYS, distort=0.1)
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(
+            moved.sample(0, 0, 5, split=split).query_x, tasks.sample(0, 0, 5, split=split).query_x
+        )
+    whole = moved.sample(0, 3, 6)
+    assert whole.query_x.dtype == np.float32
+    assert all(x.tobytes() not in WHICH for x in whole.query_x.reshape(-1, 784))
+    assert whole.query_x.min() >= 0
+    assert whole.query_x.max() <= 1
+    # Its own numbers for every drawing of every task, wherever the task is drawn.
+    np.testing.assert_array_equal(moved.sample(0, 3, 4, start=2).query_x, whole.query_x[2:])
+    np.testing.assert_array_equal(whole.support_y, tasks.sample(0, 3, 6).support_y)
+
+
+def test_aligned_drawings(archive, tasks, tmp_path, contents):
+    same = Omniglot(archive, **THREE_WAYS, align=True)
+    np.testing.assert_array_equal(same.images, aligned(tasks.images))
+    assert same.checksum == tasks.checksum  # of the data as they are
+    path = tmp_path / "one.png"
+    path.write_bytes(contents["images_background/Greek/character02/0008_03.png"])
+    own = read_image(path, align=True)
+    np.testing.assert_array_equal(own, same.images[8, 2].ravel() / np.float32(255))
+    assert (own != read_image(path)).any()
 
 
 # --- drawings of one's own ----------------------------------------------------------------------------

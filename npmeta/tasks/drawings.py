@@ -16,6 +16,7 @@ import numpy as np
 from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.tasks.checks import PathLike, existing
+from npmeta.tasks.framing import aligned
 
 __all__ = ["SIDE", "load", "read_image"]
 
@@ -27,7 +28,7 @@ LAYOUT = "images_background/<Alphabet>/character<NN>/<id>_<drawer>.png"
 _DRAWING = re.compile(r"(?:[^/]+/)?([^/]+)/(character\d+)/(\d+_\d+\.png)", re.IGNORECASE)
 
 
-def read_image(path: PathLike) -> Array:
+def read_image(path: PathLike, align: bool = False) -> Array:
     """A drawing of your own as a network trained on Omniglot expects it: ``(784,)`` float32.
 
     The image becomes grey (transparency is white), then ink 1 on paper 0. Paper is the grey that half
@@ -39,6 +40,8 @@ def read_image(path: PathLike) -> Array:
     ----------
     path : path-like
         A PNG, or any other image pillow can read.
+    align : bool
+        As of the Omniglot that the network was trained on.
 
     Raises
     ------
@@ -61,7 +64,8 @@ def read_image(path: PathLike) -> Array:
     square = np.zeros((side, side))
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = np.rint(255 * np.maximum(ink, 0))
-    return _resize(square).ravel() / np.float32(255)
+    resized = _resize(square)
+    return (aligned(resized) if align else resized).ravel() / np.float32(255)
 
 
 # --- reading ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import PathLike, check_counts, check_fractions, existing
 from npmeta.tasks.drawings import SIDE, load
 from npmeta.tasks.draws import SPLITS, distinct, split_up, uniforms
+from npmeta.tasks.framing import aligned, distorted
 
 __all__ = ["Omniglot"]
 
@@ -48,11 +49,18 @@ class Omniglot:
     fractions : (float, float, float)
         Shares of train, validation and test, with sum 1. A split of share 0 is empty; the others get
         at least one character or alphabet each.
+    align : bool
+        Put every drawing in a common frame, by place and size of its ink
+        (:mod:`npmeta.tasks.framing`). Published results are of drawings as they were made.
+    distort : float
+        Standard deviation of the random linear maps that drawings of the train split go through, each
+        drawing anew by its own: 0 for none; 0.1 turns, shears and scales by some 6 degrees or 10 %,
+        and shifts by a pixel.
 
     Attributes
     ----------
     images : ndarray, (characters, drawings, 28, 28)
-        uint8, 255 is ink; read-only.
+        uint8, 255 is ink; aligned, if that was asked for; read-only.
     characters : tuple of str
         Their names, ``Greek/character07`` say, in order.
     checksum : str
@@ -84,6 +92,8 @@ class Omniglot:
     split_by: str = "character"
     split_seed: int = 0
     fractions: tuple[float, float, float] = (0.75, 0.05, 0.2)
+    align: bool = False
+    distort: float = 0.0
 
     images: Array = field(init=False, repr=False)
     characters: tuple[str, ...] = field(init=False, repr=False)
@@ -96,7 +106,11 @@ class Omniglot:
         check_counts(self, ways=2, shots=1, queries=1, split_seed=0)
         lookup(self.split_by, {"character": 0, "alphabet": 1}, "split_by")
         object.__setattr__(self, "fractions", check_fractions(self.fractions))
+        if not (np.isfinite(self.distort) and self.distort >= 0):
+            raise ValueError(f"distort must be at least 0 and finite, got {self.distort}")
         images, characters, checksum = load(existing(self.path))
+        if self.align:
+            images = aligned(images)
         images.flags.writeable = False
         drawings = images.shape[1]
         if self.shots + self.queries > drawings:
@@ -131,6 +145,9 @@ class Omniglot:
     def _turns(self, split: str) -> int:
         """Orientations of a character: class r · n + i of the split is character i turned r times."""
         return 4 if self.rotations and split == "train" else 1
+
+    def _distorts(self, split: str) -> bool:
+        return self.distort > 0 and split == "train"
 
     def classes(self, split: str = "train") -> list[str]:
         """Names of a split's classes: ``Greek/character07``, or ``…/rot090`` turned to the left."""
@@ -179,14 +196,17 @@ class Omniglot:
         ValueError
             If the split is unknown or empty, or a number is out of range.
         """
-        character, turns, u = self._draw(seed, iteration, n_tasks, start, split)
+        character, turns, u, by = self._draw(seed, iteration, n_tasks, start, split)
         m = self.shots + self.queries
         drawing = distinct(u.reshape(n_tasks, self.ways, m), self.images.shape[1])
         drawn = self.images[character[:, None, :], drawing.swapaxes(1, 2)]  # (T, m, N, 28, 28)
         for r in range(1, self._turns(split)):
             task, label = np.nonzero(turns == r)
             drawn[task, :, label] = np.rot90(drawn[task, :, label], r, axes=(-2, -1))
-        x = drawn.reshape(n_tasks, m * self.ways, self.n_in) / np.float32(255)
+        x = drawn / np.float32(255)
+        if self._distorts(split):
+            x = distorted(x.reshape(-1, SIDE, SIDE), by.reshape(-1, 6), self.distort)
+        x = x.reshape(n_tasks, m * self.ways, self.n_in)
         y = np.tile(np.arange(self.ways), (n_tasks, m))
         K = self.shots * self.ways
         return TaskBatch(x[:, :K], y[:, :K], x[:, K:], y[:, K:])
@@ -195,7 +215,7 @@ class Omniglot:
         self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
     ) -> list[list[str]]:
         """The classes behind labels 0, 1, .. of the same tasks."""
-        character, turns, _ = self._draw(seed, iteration, n_tasks, start, split)
+        character, turns, _, _ = self._draw(seed, iteration, n_tasks, start, split)
         return [
             [self.characters[i] + _suffix(r) for i, r in zip(*task, strict=True)]
             for task in zip(character, turns, strict=True)
@@ -203,14 +223,17 @@ class Omniglot:
 
     def _draw(
         self, seed: int, iteration: int, n_tasks: int, start: int, split: str
-    ) -> tuple[Array, Array, Array]:
-        """Characters and quarter turns ``(T, N)``, uniform numbers for drawings ``(T, N·(K+Q))``."""
+    ) -> tuple[Array, Array, Array, Array]:
+        """Characters and quarter turns ``(T, N)``, and uniform numbers: for drawings ``(T, N·(K+Q))``,
+        for distortions ``(T, 6·N·(K+Q))``."""
         own, N = lookup(split, self._split, "split"), self.ways
+        m = N * (self.shots + self.queries)
         if not own.size:
             raise ValueError(f"the {split} split is empty: fractions are {self.fractions}")
-        u = uniforms(seed, iteration, start, n_tasks, N * (1 + self.shots + self.queries), split)
+        per_task = N + m + 6 * m * self._distorts(split)
+        u = uniforms(seed, iteration, start, n_tasks, per_task, split)
         turns, i = np.divmod(distinct(u[:, :N], self._turns(split) * own.size), own.size)
-        return own[i], turns, u[:, N:]
+        return own[i], turns, u[:, N : N + m], u[:, N + m :]
 
 
 def _suffix(quarter_turns: int) -> str:
