@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from npmeta import __version__
 from npmeta._validation import unknown_name
 from npmeta.config import Config
-from npmeta.options import PRESETS, TASKS, Option, preset
+from npmeta.options import PRESETS, SIZES, TASKS, Option, preset
 from npmeta.registry import ALGORITHMS, OPTIONS
 
 __all__ = ["main"]
@@ -81,6 +81,10 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=_whole, metavar="N", help="of the tasks (default: the run's)")
     evaluate.add_argument("--json", metavar="FILE", help="write the scores as JSON ('-': print them)")
     evaluate.add_argument("--data", metavar="PATH", help="score on other data, all of its classes")
+    for size in SIZES:
+        evaluate.add_argument(
+            f"--{size}", type=_whole, metavar="N", help=f"{size} of a task (default: the run's)"
+        )
     _add_workers(evaluate)
 
     adapt = commands.add_parser(
@@ -315,6 +319,7 @@ def _run(argv: Sequence[str] | None) -> int:
             seed=args.seed,
             json_file=args.json,
             data=args.data,
+            sizes={name: n for name in SIZES if (n := getattr(args, name)) is not None},
             workers=args.workers,
         )
     if args.command == "adapt":

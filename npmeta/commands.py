@@ -335,20 +335,27 @@ def evaluate_run(
     seed: int | None,
     json_file: str | None,
     data: str | None,
+    sizes: Mapping[str, int],
     workers: int = 1,
 ) -> int:
-    """Score the newest checkpoint of a run."""
+    """Score the newest checkpoint of a run, on tasks of the ``sizes`` given, by name."""
     if data is not None and split is not None:
         raise ValueError("--data is scored on all that is in it; leave out --split")
     if json_file not in (None, "-") and not Path(json_file).resolve().parent.is_dir():
         raise ValueError(f"cannot write {json_file}: its folder does not exist")
     run = Run(folder)
-    config = run.config
+    config = run.config = run.config.with_values(**sizes)
     _check_steps(config, steps)
     tasks = config.tasks() if data is None else _tasks_on(run, data)
     split = split or "test"
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
     params = run.load().params
+    expected = algorithm.init(np.random.default_rng(0), config["dtype"])
+    if "ways" in sizes and any(expected[name].shape != params[name].shape for name in expected):
+        raise ValueError(
+            f"{config['algorithm']} has an output for each class, and cannot be tested with "
+            f"{sizes['ways']} ways where it has learned others; leave out --ways"
+        )
     with Sharded(algorithm, workers=workers) as sharded:
         scored = _score(
             run, tasks, sharded, params, n_tasks=n_tasks, steps=steps, split=split, seed=seed

@@ -30,12 +30,16 @@ __all__ = [
     "PRESETS",
     "SCALE",
     "SECTIONS",
+    "SIZES",
     "TASKS",
     "Option",
     "preset",
 ]
 
 TASKS = ("sinusoid", "omniglot", "table")
+
+#: Of a task, where it has them; those that a run is tested with may be others than it was trained with.
+SIZES = ("ways", "shots", "queries")
 
 #: In the order of the file. What stands in none is at its top.
 SECTIONS = ("", "tasks", "model", "algorithm", "training", "evaluation")

@@ -10,6 +10,7 @@ import numpy as np
 
 from npmeta._validation import Array
 from npmeta.algorithms import Scores
+from npmeta.options import SIZES
 from npmeta.runs import Run
 
 __all__ = ["score_json", "score_table"]
@@ -58,6 +59,7 @@ def score_json(scored: Scores, run: Run, split: str, data: str | None = None) ->
         "run": str(run.folder),
         **({"split": split} if data is None else {"data": data}),
         "tasks": len(scored.loss),
+        **{name: run.config[name] for name in SIZES if name in run.config.values},
         "loss_name": run.config.loss_name,
     }
     for of in ("loss", "accuracy"):

@@ -364,7 +364,8 @@ def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
     else:
         shared |= {"split_seed": 1, "fractions": (0.5, 0.3, 0.2)}
         if task == "omniglot":
-            shared |= {"ways": 6, "rotations": False, "split_by": "alphabet"}
+            shared |= {"ways": 6, "rotations": False, "align": True, "distort": 1.0}
+            shared |= {"split_by": "alphabet"}
         else:
             shared |= {"task": "another task_column", "target": "another target_column"}
             shared |= {"features": ["width"], "kind": "class", "standardise": False, "encoding": None}

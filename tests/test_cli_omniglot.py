@@ -48,6 +48,23 @@ def test_other_data_is_scored_with_all_its_classes(place):
     assert len(record["accuracy"]) == len(record["loss"]) == 2
 
 
+def test_a_run_is_tested_on_tasks_of_other_sizes(place, tmp_path, capsys):
+    archive = ["--data", str(place / "background.zip")]
+    train = ["train", "omniglot", "--algorithm", "prototypical", *archive, *FRACTIONS, *QUICK]
+    assert main([*train, "--iterations", "3", "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    sizes = ["--ways", "2", "--shots", "4", "--queries", "1"]
+    assert main(["evaluate", str(tmp_path / "run"), *sizes, "--tasks", "40", "--json", "-"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["ways"], record["shots"], record["queries"]) == (2, 4, 1)
+    right = 80 * record["accuracy"][0]  # of 40 tasks with one query of two classes
+    assert right == pytest.approx(round(right), abs=1e-3)  # float32
+    message = fails(capsys, "evaluate", place / "run", "--ways", 2)
+    assert "cannot be tested with 2 ways" in message
+    message = fails(capsys, "evaluate", place / "run", "--shots", 9)
+    assert "shots + queries must not exceed the 6 drawings of a character, got 9 + 2" in message
+
+
 def test_drawings_of_ones_own_are_told_apart(place, tmp_path):
     contents = files("")
     names = list(contents)
