@@ -7,7 +7,9 @@ import pytest
 
 import npmeta as nm
 from npmeta.algorithms import CAVIA
-from npmeta.estimators import AdaptedEstimator, MetaEstimator, NotFittedError, _of_table, _tags
+from npmeta.estimators import AdaptedEstimator, MetaEstimator, NotFittedError
+from npmeta.estimators.conventions import tags
+from npmeta.estimators.tables import of_table
 from npmeta.registry import ALGORITHMS
 from tests.helpers import assert_close
 
@@ -186,7 +188,7 @@ def test_tasks_are_groups_of_rows():
     """Each task has one target throughout, so no sample may mix two."""
     groups = np.repeat([5, 2, 9], [4, 7, 6])
     x, y = np.arange(17.0)[:, None], groups.astype(float)
-    tasks, *_ = _of_table(
+    tasks, *_ = of_table(
         x, y, groups, learner(shots=2, queries=2, options={"standardise": False})._config("table", 0)
     )
     batch = tasks.sample(0, 0, 200)
@@ -396,7 +398,7 @@ class Thirds(MetaEstimator):
         return self.task_.score(X, y)
 
     def __sklearn_tags__(self):
-        return _tags(self.kind)
+        return tags(self.kind)
 
 
 class ThirdsOfClasses(Thirds):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -84,6 +84,30 @@ class Encoding:
         if self.classes is not None and not 1 < len(self.classes) == len(set(self.classes)):
             raise ValueError(f"classes must be at least two different names, got {self.classes}")
 
+    @staticmethod
+    def fit(
+        features: Sequence[str],
+        target: str,
+        x: Array,
+        y: Array | None = None,
+        classes: Sequence[str] | None = None,
+        *,
+        scaled: bool = True,
+    ) -> Encoding:
+        """The encoding of rows x ``(rows, n_in)``, and of numbers y ``(rows,)`` or of classes.
+
+        Features and numbers get mean 0 and standard deviation 1, or keep their units if not
+        ``scaled``.
+        """
+        names = None if classes is None else tuple(classes)
+        if not scaled:
+            n = len(features)
+            return Encoding(tuple(features), target, (0.0,) * n, (1.0,) * n, classes=names)
+        mean, std = _moments(x)
+        target_mean, target_std = (0.0, 1.0) if y is None else map(float, _moments(y))
+        scales = tuple(mean.tolist()), tuple(std.tolist()), target_mean, target_std
+        return Encoding(tuple(features), target, *scales, names)
+
     @property
     def kind(self) -> str:
         return "number" if self.classes is None else "class"
@@ -162,3 +186,14 @@ class Encoding:
             if name not in values:
                 raise ValueError(f"an encoding needs the field {name!r}")
         return Encoding(**values)
+
+
+def _moments(values: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation over rows; 1 where all are equal."""
+    # In units of the range, squares neither overflow nor vanish, and equal numbers have mean exactly
+    # what they are.
+    low = values.min(0)
+    span = values.max(0) - low
+    unit = (values - low) / np.where(span > 0, span, 1)
+    std = span * unit.std(0)
+    return low + span * unit.mean(0), np.where(std > 0, std, 1)

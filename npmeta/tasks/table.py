@@ -12,8 +12,9 @@ from npmeta._validation import Array, lookup
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import PathLike, check_counts, check_fractions, existing
 from npmeta.tasks.columns import Columns, ordered, read_columns
-from npmeta.tasks.draws import distinct, split_up, uniforms
+from npmeta.tasks.draws import split_up, uniforms
 from npmeta.tasks.encoding import Encoding
+from npmeta.tasks.groups import Groups, warn_of_skipped
 
 __all__ = ["Table", "read_rows"]
 
@@ -90,12 +91,10 @@ class Table:
 
     skipped: tuple[tuple[str, int], ...] = field(init=False, repr=False)
     checksum: str = field(init=False, repr=False)
-    _names: list[str] = field(init=False, repr=False)
+    _groups: Groups = field(init=False, repr=False)
     _split: Mapping[str, Array] = field(init=False, repr=False)
     _x: Array = field(init=False, repr=False)  # rows of one task after those of another
     _y: Array = field(init=False, repr=False)
-    _first: Array = field(init=False, repr=False)
-    _count: Array = field(init=False, repr=False)
 
     def __init__(
         self,
@@ -129,73 +128,48 @@ class Table:
             kind = columns.kind(target)
         self._set(target=target, features=names, kind=kind, checksum=columns.checksum)
         x, y = columns.matrix(names), columns.targets(target, kind)
-        rows = self._group(columns, task_of_row)
+        groups = self._group(columns, task_of_row)
+        rows = groups.rows
         x, y = x[rows], y[rows]
         if encoding is None:
-            train = np.isin(np.repeat(np.arange(len(self._count)), self._count), self._split["train"])
+            n_tasks = len(groups.count)
+            train = np.isin(np.repeat(np.arange(n_tasks), groups.count), self._split["train"])
             encoding = self._fit(x[train], y[train])
         columns.check_classes(y, rows, encoding)
         self._set(encoding=encoding, _x=encoding.encode(x), _y=encoding.encode_targets(y))
-        if self.skipped:
-            _warn_of_skipped(self.skipped, shots + queries)
+        warn_of_skipped(groups, shots + queries, stacklevel=2)  # the caller of Table
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def _group(self, columns: Columns, task_of_row: Array) -> Array:
-        """Find the tasks and split them; the rows to keep, task by task."""
+    def _group(self, columns: Columns, task_of_row: Array) -> Groups:
+        """Find the tasks and split them."""
         names = ordered(task_of_row)
         number = {name: i for i, name in enumerate(names)}
         task = np.array([number[name] for name in task_of_row.tolist()])
-        count = np.bincount(task)
         need = self.shots + self.queries
-        enough = count >= need
-        if not enough.any():
-            raise columns.error(
-                f"no task has the {need} rows that shots + queries ask for; the largest, "
-                f"{names[count.argmax()]!r}, has {count.max()}"
-            )
-        skipped = tuple((names[i], int(count[i])) for i in np.flatnonzero(~enough))
-        names, count = [names[i] for i in np.flatnonzero(enough)], count[enough]
         try:
+            groups = Groups.of(names, task, need)
             split = split_up(
-                len(names), self.fractions, self.split_seed, f"tasks with {need} rows or more"
+                len(groups.names), self.fractions, self.split_seed, f"tasks with {need} rows or more"
             )
         except ValueError as error:
             raise columns.error(str(error)) from None
-        self._set(
-            skipped=skipped, _names=names, _split=split, _first=np.cumsum(count) - count, _count=count
-        )
-        rows = np.argsort(task, kind="stable")
-        kept: Array = rows[enough[task[rows]]]
-        return kept
+        self._set(skipped=groups.skipped, _groups=groups, _split=split)
+        return groups
 
     def _fit(self, x: Array, y: Array) -> Encoding:
         """The encoding of these rows."""
-        n = x.shape[1]
-        mean, std, target_mean, target_std = np.zeros(n), np.ones(n), 0.0, 1.0
-        if self.standardise:
-            mean, std = _moments(x)
-        classes = None
-        if self.kind == "class":
-            classes = tuple(ordered(y))
-            if len(classes) == 1:
-                raise ValueError(
-                    f"{self.path}: target {self.target!r} is {classes[0]!r} in all training tasks; "
-                    f"there is nothing to tell apart"
-                )
-        elif self.standardise:
-            target_mean, target_std = map(float, _moments(y))
-        return Encoding(
-            self.features,
-            self.target,
-            tuple(mean.tolist()),
-            tuple(std.tolist()),
-            target_mean,
-            target_std,
-            classes,
-        )
+        if self.kind == "number":
+            return Encoding.fit(self.features, self.target, x, y, scaled=self.standardise)
+        classes = tuple(ordered(y))
+        if len(classes) == 1:
+            raise ValueError(
+                f"{self.path}: target {self.target!r} is {classes[0]!r} in all training tasks; "
+                f"there is nothing to tell apart"
+            )
+        return Encoding.fit(self.features, self.target, x, classes=classes, scaled=self.standardise)
 
     @property
     def n_in(self) -> int:
@@ -207,7 +181,7 @@ class Table:
 
     def task_names(self, split: str = "train") -> list[str]:
         """Names of a split's tasks."""
-        return [self._names[i] for i in lookup(split, self._split, "split")]
+        return [self._groups.names[i] for i in lookup(split, self._split, "split")]
 
     def on(self, path: PathLike) -> Table:
         """The same settings and encoding on another table, all of whose tasks are in the test split.
@@ -253,16 +227,14 @@ class Table:
             If the split is unknown or empty, or a number is out of range.
         """
         task, u = self._draw(seed, iteration, n_tasks, start, split)
-        row = self._first[task, None] + distinct(u, self._count[task])
-        x, y, K = self._x[row], self._y[row], self.shots
-        return TaskBatch(x[:, :K], y[:, :K], x[:, K:], y[:, K:])
+        return self._groups.batch(self._x, self._y, task, u, self.shots)
 
     def names(
         self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
     ) -> list[str]:
         """Names of the same tasks."""
         task, _ = self._draw(seed, iteration, n_tasks, start, split)
-        return [self._names[i] for i in task]
+        return [self._groups.names[i] for i in task]
 
     def _draw(
         self, seed: int, iteration: int, n_tasks: int, start: int, split: str
@@ -322,25 +294,3 @@ def _check_agreement(
         own = getattr(encoding, name)
         if given not in (default, own):
             raise ValueError(f"{name} must be the encoding's, {own!r}, got {given!r}")
-
-
-def _moments(values: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation over rows; 1 where all are equal."""
-    # In units of the range, squares neither overflow nor vanish, and equal numbers have mean exactly
-    # what they are.
-    low = values.min(0)
-    span = values.max(0) - low
-    unit = (values - low) / np.where(span > 0, span, 1)
-    std = span * unit.std(0)
-    return low + span * unit.mean(0), np.where(std > 0, std, 1)
-
-
-def _warn_of_skipped(skipped: Sequence[tuple[str, int]], need: int) -> None:
-    import warnings
-
-    shown = ", ".join(f"{name} ({rows})" for name, rows in skipped[:10])
-    more = f" and {len(skipped) - 10} more" if len(skipped) > 10 else ""
-    warnings.warn(
-        f"tasks with fewer than {need} rows are skipped: {shown}{more}",
-        stacklevel=3,  # the caller of Table
-    )

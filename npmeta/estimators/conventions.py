@@ -1,0 +1,98 @@
+"""What scikit-learn expects of an estimator: parameters by name, rows that are checked, tags."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from npmeta._validation import Array, check_finite, unknown_name
+
+__all__ = ["NotFittedError", "Parameters", "as_rows", "as_targets", "column_names", "tags"]
+
+
+class NotFittedError(ValueError, AttributeError):
+    """An estimator was asked for what it has not learned yet."""
+
+
+EstimatorT = TypeVar("EstimatorT", bound="Parameters")
+
+
+class Parameters:
+    """What was passed to the constructor, by name: nothing more happens there."""
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments; ``deep`` changes nothing."""
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names}
+
+    def set_params(self: EstimatorT, **params: Any) -> EstimatorT:
+        """Replace arguments of the constructor; ValueError names the nearest known one."""
+        known = self.get_params()
+        for name in params:
+            if name not in known:
+                raise unknown_name(name, list(known), f"parameter of {type(self).__name__}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        own = inspect.signature(type(self)).parameters
+        given = [
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if value is not own[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def _fitted(self, attribute: str, call: str) -> None:
+        if not hasattr(self, attribute):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call {call} first")
+
+
+def column_names(X: Any) -> tuple[str, ...] | None:
+    """Of a data frame: what its columns are called, if that is text."""
+    names = tuple(getattr(X, "columns", ()))
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def as_rows(X: ArrayLike) -> Array:
+    """Rows of features in float64, checked."""
+    if hasattr(X, "tocsr"):
+        raise ValueError("sparse X is not supported; pass X.toarray()")
+    rows = np.asarray(X)
+    if rows.dtype.kind == "c":
+        raise ValueError("Complex data not supported: X must hold real numbers")
+    if rows.dtype.kind not in "biufO":
+        raise ValueError(f"X must hold real numbers, got dtype {rows.dtype}")
+    rows = rows.astype(np.float64)
+    if rows.ndim == 2 and not rows.shape[1]:
+        raise ValueError(f"0 feature(s) (shape={rows.shape}) while a minimum of 1 is required.")
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"X must have shape (rows, features), at least (1, 1), got {rows.shape}")
+    check_finite(rows, "X")
+    return rows
+
+
+def as_targets(y: ArrayLike, n_rows: int) -> Array:
+    """One target a row."""
+    targets = np.asarray(y)
+    if targets.shape != (n_rows,):
+        raise ValueError(f"y must have shape ({n_rows},), a target for each row, got {targets.shape}")
+    if targets.dtype.kind in "fc":
+        check_finite(targets, "y")
+    return targets
+
+
+def tags(kind: str | None) -> Any:
+    """What scikit-learn asks for, in its own words: only it calls this, so it is there."""
+    utils = sys.modules["sklearn.utils"]
+    made = utils.Tags(kind, utils.TargetTags(required=kind is not None))
+    if kind == "classifier":
+        made.classifier_tags = utils.ClassifierTags()
+    elif kind == "regressor":
+        made.regressor_tags = utils.RegressorTags()
+    return made
