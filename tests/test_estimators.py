@@ -292,8 +292,8 @@ def test_what_is_not_fitted_says_so():
     ("params", "data", "message"),
     [
         ({}, (X, Y), "a table needs y and groups, which names the task of each row"),
-        ({}, (X, Y[:-1], Y), r"y must have shape \(6,\), a target for each row, got \(5,\)"),
-        ({}, (X, Y, Y[:-1]), r"groups must have shape \(6,\), got \(5,\)"),
+        ({}, (X, Y[:-1], Y), r"y must have shape \(6,\), one for each row, got \(5,\)"),
+        ({}, (X, Y, Y[:-1]), r"groups must have shape \(6,\), one for each row, got \(5,\)"),
         ({}, (X[:, 0], Y, Y), r"X must have shape \(rows, features\), at least \(1, 1\), got \(6,\)"),
         ({}, (X[:, :0], Y, Y), r"0 feature\(s\) .shape=\(6, 0\). while a minimum of 1 is required"),
         ({}, (X * 1j, Y, Y), "Complex data not supported"),
@@ -325,7 +325,7 @@ def test_rows_of_another_width_are_refused():
             ValueError, match="X has 3 features, but AdaptedEstimator is expecting 1 feat"
         ):
             call()
-    with pytest.raises(ValueError, match=r"y must have shape \(5,\), got \(6,\)"):
+    with pytest.raises(ValueError, match=r"y must have shape \(5,\), one for each row, got \(6,\)"):
         task.score(QUERY, Y)
 
 
@@ -334,6 +334,89 @@ def test_small_tasks_are_skipped_with_a_warning():
     groups = np.where(np.arange(len(groups)) < 2, 99, groups)
     with pytest.warns(UserWarning, match=r"tasks with fewer than 6 rows are skipped: 99 \(2\)"):
         learner(shots=3, queries=3).fit(x, y, groups)
+
+
+class Frame:
+    """As much of a data frame as matters here: named columns, and a method that is called sample."""
+
+    def __init__(self, values, columns):
+        self.values, self.columns = np.asarray(values), columns
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values.astype(dtype) if dtype else self.values
+
+    def sample(self, n):
+        raise AssertionError("a data frame is a table, not a distribution")
+
+
+def test_a_data_frame_is_a_table_with_names():
+    x, y, groups = table()
+    named = learner("ridge", shots=3, queries=3).fit(Frame(x, ["a", "b", "c"]), y, groups)
+    plain = learner("ridge", shots=3, queries=3).fit(x, y, groups)
+    assert named.feature_names_in_.tolist() == ["a", "b", "c"]
+    assert not hasattr(plain, "feature_names_in_")
+    task = named.adapt(Frame(x[:6], ["a", "b", "c"]), y[:6])
+    assert np.array_equal(task.predict(x), plain.adapt(x[:6], y[:6]).predict(x))
+    with pytest.raises(ValueError, match="passed during fit: expected a, b, c, got b, a, c"):
+        task.predict(Frame(x[:, [1, 0, 2]], ["b", "a", "c"]))
+    assert not hasattr(named.fit(x, y, groups), "feature_names_in_")
+    by_number = plain.fit(Frame(x, [0, 1, 2]), y, groups)  # columns without a name
+    assert not hasattr(by_number, "feature_names_in_")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (None, r"y must be text or numbers alone, but y\[0\] is None"),
+        (np.nan, r"y must be text or numbers alone, but y\[0\] is nan"),
+        (1, r"y must be text or numbers alone, but y\[0\] is 1"),
+    ],
+)
+def test_a_missing_or_mixed_class_is_refused(bad, message):
+    x, values, groups = table()
+    y = names_of(values).astype(object)
+    fitted = on_classes("ridge")
+    assert fitted.fit(x, y, groups).classes_.tolist() == ["down", "up"]  # objects that are text
+    y[0] = bad
+    with pytest.raises(ValueError, match=message):
+        on_classes("ridge").fit(x, y, groups)
+    with pytest.raises(ValueError, match=message):
+        fitted.adapt(x, y)
+
+
+def test_numbers_may_be_objects_and_tasks_have_no_missing_name():
+    x, y, groups = table()
+    fitted = learner("ridge", shots=3, queries=3).fit(x, y.astype(object), groups)
+    assert fitted.classes_ is None
+    with pytest.raises(ValueError, match=r"y must be text or numbers alone, but y\[0\] is None"):
+        fitted.adapt(x[:2], [None, 1.0])
+    with pytest.raises(ValueError, match=r"groups must be finite, but groups\[\d+\] is nan"):
+        fitted.fit(x, y, np.where(groups == 1, np.nan, groups))
+    with pytest.raises(ValueError, match="y must hold real numbers, got dtype complex128"):
+        fitted.fit(x, y * 1j, groups)
+
+
+def test_what_is_wrong_is_said_at_once():
+    """By fit, not by the first prediction; and never as a score."""
+    fitted = learner().fit(WAVES)
+    for steps in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"eval_steps must be a whole number .* got {steps}"):
+            AdaptedEstimator(fitted, eval_steps=steps).fit(X, Y)
+    for call in ("fit", "partial_fit"):
+        with pytest.raises(ValueError, match="learner must be a MetaEstimator, got 'maml'"):
+            getattr(AdaptedEstimator("maml"), call)(X, Y)
+    with pytest.raises(ValueError, match=r"numbers, which have no classes; got \['on'\]"):
+        AdaptedEstimator(fitted).partial_fit(X, Y, classes=["on"])
+    task = fitted.adapt(X, Y)
+    with pytest.raises(ValueError, match=r"y must be finite, but y\[0\] is nan"):
+        task.score(X, np.full(6, np.nan))
+
+
+def test_widths_and_rates_may_be_arrays():
+    """Searches hand over NumPy's numbers."""
+    params = {"hidden": np.array([5, 4]), "iterations": np.int64(2), "inner_lr": np.float64(0.1)}
+    arrays, plain = learner(**params).fit(WAVES), learner(inner_lr=0.1).fit(WAVES)
+    assert np.array_equal(arrays.params_["theta"], plain.params_["theta"])
 
 
 # --- scikit-learn itself, where it is installed -------------------------------------------------------
@@ -351,6 +434,28 @@ def test_scikit_learn_clones_them():
     assert np.array_equal(again.fit(X, Y).predict(QUERY), task.predict(QUERY))
     assert base.is_regressor(task)
     assert base.is_classifier(on_classes("ridge").adapt(table()[0], names_of(table()[1])))
+
+
+def test_scikit_learn_scores_probabilities():
+    selection = pytest.importorskip("sklearn.model_selection")
+    x, values, _ = table(seed=1)
+    y, task = names_of(values), AdaptedEstimator(on_classes("ridge"))
+    first, second = np.arange(16), np.arange(16, 32)
+    folds = [(first, second), (second, first)]
+    scores = selection.cross_val_score(task, x, y, cv=folds, scoring="neg_log_loss")
+    p = task.fit(x[first], y[first]).predict_proba(x[second])
+    by_hand = np.log(p[np.arange(16), (y[second] == "up").astype(int)]).mean()
+    assert scores[0] == pytest.approx(by_hand, rel=1e-12)
+    pipeline = pytest.importorskip("sklearn.pipeline").make_pipeline("passthrough", task)
+    assert np.array_equal(pipeline.fit(x, y).predict(x), task.fit(x, y).predict(x))
+
+
+def test_scikit_learn_asks_an_unfitted_one_for_its_kind():
+    base = pytest.importorskip("sklearn.base")
+    unfitted = AdaptedEstimator(MetaEstimator())
+    assert not base.is_classifier(unfitted)
+    assert not base.is_regressor(unfitted)
+    assert not hasattr(unfitted, "predict_proba")
 
 
 def test_scikit_learn_validates_within_a_task_and_searches():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from scipy.special import softmax
 
 from npmeta._validation import Array, lookup, unknown_name
 from npmeta.algorithms import CAVIA
-from npmeta.estimators.conventions import Parameters, as_rows, as_targets, tags
+from npmeta.algorithms.base import check_steps
+from npmeta.estimators.conventions import Parameters, as_column, as_rows, column_names, tags
 
 if TYPE_CHECKING:
     from npmeta.estimators.meta import MetaEstimator
@@ -121,9 +122,9 @@ class AdaptedEstimator(Parameters):
         ValueError
             As :meth:`fit` does; or if the stream is to descend and the algorithm has no inner steps.
         """
+        self._check_learner()
         stream = self.learner.stream if self.stream is None else self.stream
         lookup(stream, dict.fromkeys(STREAMS), "stream")
-        self.learner._fitted("params_", "fit")
         algorithm, first = self.learner.algorithm_, not hasattr(self, "params_")
         if stream == "descend" and not hasattr(algorithm, "adapt"):
             raise ValueError(f"{self.learner.algorithm} has no inner steps to descend by; use 'replay'")
@@ -149,34 +150,47 @@ class AdaptedEstimator(Parameters):
         return self.learner.encoding_.decode(outputs)
 
     @property
-    def predict_proba(self) -> Any:
+    def predict_proba(self) -> Callable[[ArrayLike], Array]:
         """Of a classifier: a function from X to the softmax of the outputs, ``(rows, n_classes)``.
 
         They are probabilities where the loss is cross-entropy; elsewhere they rank the classes.
         """
-        self.learner._fitted("params_", "fit")
+        self._check_learner()
         if not self.learner._classifies:
             raise AttributeError("numbers have no probabilities")
-        return lambda X: softmax(self._outputs(X).astype(np.float64), axis=-1)
+
+        def predict_proba(X: ArrayLike) -> Array:  # scikit-learn's scorers ask for its name
+            probabilities: Array = softmax(self._outputs(X).astype(np.float64), axis=-1)
+            return probabilities
+
+        return predict_proba
 
     def score(self, X: ArrayLike, y: ArrayLike) -> float:
         """Accuracy of classes; of numbers R², 1 − Σ (y − ŷ)² / Σ (y − ȳ)²."""
-        predicted, y = self.predict(X), np.asarray(y)
-        if y.shape != predicted.shape:
-            raise ValueError(f"y must have shape {predicted.shape}, got {y.shape}")
+        predicted = self.predict(X)
+        y = as_column(y, len(predicted), "y")
         if self.learner._classifies:
             return float((predicted == self._names(y)).mean())
+        y = y.astype(np.float64)
         left, total = ((y - predicted) ** 2).sum(), ((y - y.mean()) ** 2).sum()
         return float(1 - left / total) if total > 0 else float(left == 0)
 
     # --- shared by the methods above ----------------------------------------------------------------
 
+    def _check_learner(self) -> None:
+        if not hasattr(self.learner, "adapt"):
+            raise ValueError(f"learner must be a MetaEstimator, got {self.learner!r}")
+        self.learner._fitted("params_", "fit")
+
     def _rows(
         self, X: ArrayLike, y: ArrayLike, said: ArrayLike | None, classes: Array | None
     ) -> tuple[Array, Array, Array | None]:
         """Rows as the network sees them, checked, and the classes known with them."""
+        self._steps()  # what is wrong with them should not wait for the first prediction
         x = self._inputs(X)
-        targets = as_targets(y, len(x))
+        targets = as_column(y, len(x), "y")
+        if classes is None and said is not None:
+            raise ValueError(f"the learner predicts numbers, which have no classes; got {said!r}")
         if classes is None:
             return x, self.learner.encoding_.encode_targets(targets), None
         names = self._names(targets).tolist()
@@ -192,12 +206,18 @@ class AdaptedEstimator(Parameters):
         return x, np.array([known.index(name) for name in names]), np.array(known)
 
     def _inputs(self, X: ArrayLike) -> Array:
-        self.learner._fitted("params_", "fit")
-        rows = as_rows(X)
+        self._check_learner()
+        rows, names = as_rows(X), column_names(X)
         if rows.shape[1] != self.learner.n_features_in_:
             raise ValueError(
                 f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting "
                 f"{self.learner.n_features_in_} features as input"
+            )
+        expected = getattr(self.learner, "feature_names_in_", None)
+        if names is not None and expected is not None and names != tuple(expected):
+            raise ValueError(
+                f"The feature names should match those that were passed during fit: expected "
+                f"{', '.join(expected)}, got {', '.join(names)}"
             )
         return self.learner.encoding_.encode(rows)
 
@@ -209,7 +229,7 @@ class AdaptedEstimator(Parameters):
 
     def _first_classes(self) -> Array | None:
         """The classes before any row: None for numbers."""
-        self.learner._fitted("params_", "fit")
+        self._check_learner()
         if not self.learner._classifies:
             return None
         return np.array([]) if self.learner.classes_ is None else self.learner.classes_
@@ -221,7 +241,9 @@ class AdaptedEstimator(Parameters):
             self.classes_ = classes
 
     def _steps(self) -> int:
-        return self.learner._eval_steps if self.eval_steps is None else self.eval_steps
+        return check_steps(
+            self.learner._eval_steps if self.eval_steps is None else self.eval_steps, "eval_steps"
+        )
 
     def _outputs(self, X: ArrayLike) -> Array:
         """Outputs ``(rows, n_out)`` after adaptation; those that no class has yet are left out."""
@@ -240,6 +262,8 @@ class AdaptedEstimator(Parameters):
         return type(self)(**self.get_params())
 
     def __sklearn_tags__(self) -> Any:
+        if not hasattr(self.learner, "params_"):  # nobody knows yet
+            return tags(None)
         return tags("classifier" if self.learner._classifies else "regressor")
 
 

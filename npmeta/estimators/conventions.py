@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from npmeta._validation import Array, check_finite, unknown_name
 
-__all__ = ["NotFittedError", "Parameters", "as_rows", "as_targets", "column_names", "tags"]
+__all__ = ["NotFittedError", "Parameters", "as_column", "as_rows", "column_names", "tags"]
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -77,14 +77,24 @@ def as_rows(X: ArrayLike) -> Array:
     return rows
 
 
-def as_targets(y: ArrayLike, n_rows: int) -> Array:
-    """One target a row."""
-    targets = np.asarray(y)
-    if targets.shape != (n_rows,):
-        raise ValueError(f"y must have shape ({n_rows},), a target for each row, got {targets.shape}")
-    if targets.dtype.kind in "fc":
-        check_finite(targets, "y")
-    return targets
+def as_column(values: ArrayLike, n_rows: int, name: str) -> Array:
+    """One number, or one word, for each row; objects become numbers if that is what they are."""
+    column = np.asarray(values)
+    if column.shape != (n_rows,):
+        raise ValueError(f"{name} must have shape ({n_rows},), one for each row, got {column.shape}")
+    if column.dtype.kind == "O":
+        cells = column.tolist()
+        text = [isinstance(cell, str) for cell in cells]
+        if not any(text):
+            column = np.array(cells)
+        if not all(text) and column.dtype.kind not in "biuf":
+            i = text.index(False) if any(text) else 0
+            raise ValueError(f"{name} must be text or numbers alone, but {name}[{i}] is {cells[i]!r}")
+    if column.dtype.kind == "c":
+        raise ValueError(f"{name} must hold real numbers, got dtype {column.dtype}")
+    if column.dtype.kind == "f":
+        check_finite(column, name)
+    return column
 
 
 def tags(kind: str | None) -> Any:

@@ -13,7 +13,7 @@ from npmeta._validation import Array, lookup
 from npmeta.algorithms import MetaLearner
 from npmeta.config import Config
 from npmeta.estimators.adapted import STREAMS, AdaptedEstimator
-from npmeta.estimators.conventions import Parameters, tags
+from npmeta.estimators.conventions import Parameters, column_names, tags
 from npmeta.estimators.tables import of_distribution, of_table
 from npmeta.tasks import Encoding, Omniglot, Sinusoid
 from npmeta.training import Sampler, meta_train
@@ -53,6 +53,9 @@ class MetaEstimator(Parameters):
     loss_curve_ : ndarray, (iterations,)
         The meta-loss before each outer step.
     n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Columns of a data frame or a :class:`~npmeta.tasks.Table`, and only there: data frames with
+        other columns, or in another order, are refused from then on.
     classes_ : ndarray or None
         Sorted classes that all tasks share; None where targets are numbers, or each task has classes
         of its own, as in Omniglot.
@@ -64,6 +67,7 @@ class MetaEstimator(Parameters):
     params_: Mapping[str, Array]
     loss_curve_: Array
     n_features_in_: int
+    feature_names_in_: Array
     classes_: Array | None
     encoding_: Encoding
 
@@ -132,10 +136,11 @@ class MetaEstimator(Parameters):
             config = self._config(known.get(type(tasks), "table"), seed)
             first = tasks.sample(config["seed"], 0, 1)
             encoding, classes, n_out = of_distribution(tasks, first)
+            names = encoding.features if hasattr(tasks, "encoding") else None
         else:
             config = self._config("table", seed)
             tasks, encoding, classes = of_table(tasks, y, groups, config)
-            n_out = 1 if classes is None else len(classes)
+            n_out, names = 1 if classes is None else len(classes), column_names(X)
         if config["loss"] is None:
             config = config.with_values(loss="cross_entropy" if n_out > 1 else "mse")
         if losses.get(config["loss"]).targets in ("counts", "binary"):
@@ -164,6 +169,9 @@ class MetaEstimator(Parameters):
         self._classifies = n_out > 1
         self._eval_steps: int = config["eval_steps"]
         self.n_features_in_ = encoding.n_in
+        vars(self).pop("feature_names_in_", None)
+        if names is not None:
+            self.feature_names_in_ = np.array(names, dtype=object)
         return self
 
     def adapt(self, X: ArrayLike, y: ArrayLike) -> AdaptedEstimator:
@@ -180,8 +188,8 @@ class MetaEstimator(Parameters):
         """The options of a run on such tasks."""
         own = {name: getattr(self, name) for name in OWN_OPTIONS}
         own.update(self.options or {}, seed=seed)
-        # Searches over parameters hand over NumPy's numbers.
-        plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in own.items()}
+        # Searches over parameters hand over NumPy's numbers and arrays.
+        plain = {n: v.tolist() if isinstance(v, np.generic | np.ndarray) else v for n, v in own.items()}
         return Config(task, {name: value for name, value in plain.items() if value is not None})
 
     def __sklearn_tags__(self) -> Any:

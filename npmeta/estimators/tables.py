@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from npmeta._validation import Array
 from npmeta.config import Config
-from npmeta.estimators.conventions import as_rows, as_targets
+from npmeta.estimators.conventions import as_column, as_rows, column_names
 from npmeta.tasks import Encoding, TaskBatch
 from npmeta.tasks.draws import uniforms
 from npmeta.tasks.groups import Groups, warn_of_skipped
@@ -44,9 +44,7 @@ def of_table(
     x = as_rows(X)
     if y is None or groups is None:
         raise ValueError("a table needs y and groups, which names the task of each row")
-    targets, task_of_row = as_targets(y, len(x)), np.asarray(groups)
-    if task_of_row.shape != (len(x),):
-        raise ValueError(f"groups must have shape ({len(x)},), got {task_of_row.shape}")
+    targets, task_of_row = as_column(y, len(x), "y"), as_column(groups, len(x), "groups")
     names, task = np.unique(task_of_row, return_inverse=True)
     shots, queries = config["shots"], config["queries"]
     tasks = Groups.of([str(name) for name in names], task, shots + queries)
@@ -61,7 +59,8 @@ def of_table(
         if len(classes) == 1:
             raise ValueError(f"y is {str(classes[0])!r} throughout; there is nothing to tell apart")
     numbers = targets if classes is None else None
-    encoding = Encoding.fit(_columns(x.shape[1]), "y", x, numbers, scaled=config["standardise"])
+    features = column_names(X) or _columns(x.shape[1])
+    encoding = Encoding.fit(features, "y", x, numbers, scaled=config["standardise"])
     if classes is None:
         targets = encoding.encode_targets(targets)
     return Grouped(tasks, encoding.encode(x), targets, shots, queries), encoding, classes
