@@ -202,8 +202,10 @@ class IMAML:
             moving = moving & (residual > self._tolerance(theta))
             if step == n_steps or not moving.any():
                 return
-            # Far from the solution a rough step does, near it the last digits count.
-            direction, *_ = self._solve(lin, -gradient, np.minimum(residual, 0.1))
+            # Far from the solution a rough step does, near it the last digits count; a task that has
+            # arrived takes no further part.
+            rough = np.where(moving, np.minimum(residual, 0.1), np.inf)
+            direction, *_ = self._solve(lin, -gradient, rough)
             value = self._value(theta, phi, support)
             slope = np.einsum("tp,tp->t", direction, gradient)
             rounding = 10 * np.finfo(phi.dtype).eps * np.abs(value)
