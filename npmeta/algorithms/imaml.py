@@ -132,7 +132,8 @@ class IMAML:
         )
         *_, end = self._newton(theta, support, self.inner_steps)
         outer = self._at(end.phi, query)
-        x, steps, residual = self._solve(end.lin, self.strength * outer.grad, self._tolerance(theta))
+        lin = self._at(end.phi, support)
+        x, steps, residual = self._solve(lin, self.strength * outer.grad, self._tolerance(theta))
         return ImplicitMetaGradient(
             float(outer.value.mean()),
             {"theta": x.mean(0)},
@@ -189,36 +190,39 @@ class IMAML:
     def _newton(self, theta: Array, support: Batch, n_steps: int) -> Iterator[_Point]:
         """θ and the points after each Newton step on G, until all tasks' gradients are small."""
         rho, T = self.strength, len(support[0])
-        phi = np.tile(theta, (T, 1))
-        steps, moving, first = np.zeros(T, dtype=int), np.ones(T, dtype=bool), None
-        n_steps = check_steps(n_steps, "steps")
+        phi, steps, residual = np.tile(theta, (T, 1)), np.zeros(T, int), np.ones(T, theta.dtype)
+        n_steps, on = check_steps(n_steps, "steps"), np.arange(T)  # the tasks that have not arrived
         for step in range(n_steps + 1):
-            lin = self._at(phi, support)
-            gradient = lin.grad + rho * (phi - theta)
+            x, y = support
+            here, rows = phi[on], (x[on], y[on])
+            lin = self._at(here, rows)
+            gradient = lin.grad + rho * (here - theta)
             size = np.linalg.norm(gradient, axis=-1)
-            first = np.where(size > 0, size, 1) if first is None else first
-            residual = size / first
-            yield _Point(phi, lin, steps, residual)
-            moving = moving & (residual > self._tolerance(theta))
+            if step == 0:
+                first = np.where(size > 0, size, 1)
+            residual[on] = size / first[on]
+            yield _Point(phi.copy(), steps.copy(), residual.copy())
+            moving = residual[on] > self._tolerance(theta)
             if step == n_steps or not moving.any():
                 return
-            # Far from the solution a rough step does, near it the last digits count; a task that has
-            # arrived takes no further part.
-            rough = np.where(moving, np.minimum(residual, 0.1), np.inf)
+            # Far from the solution a rough step does, near it the last digits count.
+            rough = np.where(moving, np.minimum(residual[on], 0.1), np.inf)
             direction, *_ = self._solve(lin, -gradient, rough)
-            value = self._value(theta, phi, support)
+            value = self._value(theta, here, rows)
             slope = np.einsum("tp,tp->t", direction, gradient)
             rounding = 10 * np.finfo(phi.dtype).eps * np.abs(value)
             t = moving.astype(phi.dtype)
             for _ in range(HALVINGS):
-                ahead = phi + t[:, None] * direction
-                falls = self._value(theta, ahead, support) <= value + 1e-4 * t * slope + rounding
+                ahead = here + t[:, None] * direction
+                falls = self._value(theta, ahead, rows) <= value + 1e-4 * t * slope + rounding
                 if (falls | (t == 0)).all():
                     break
                 t = np.where(falls, t, t / 2)
             moving = moving & falls  # where G falls no more, rounding or a kink is met
-            steps = steps + moving
-            phi = np.where(moving[:, None], ahead, phi)
+            on = on[moving]
+            if not on.size:
+                return
+            phi[on], steps[on] = ahead[moving], steps[on] + 1
 
     def _solve(
         self, lin: Linearization, b: Array, tolerance: Array | float
@@ -246,10 +250,9 @@ HALVINGS = 30
 
 
 class _Point(NamedTuple):
-    """Where the inner solve has come: φ and the support loss there; steps and residuals by task."""
+    """Where the inner solve has come: φ, steps and residuals by task."""
 
     phi: Array
-    lin: Linearization
     steps: Array
     residual: Array
 
