@@ -236,6 +236,7 @@ def _iterate(
                     "loss": loss / count,
                     "grad_norm": norm / count,
                     "outer_lr": step.lr,
+                    **step.report,
                 }
                 if validates:
                     row |= _validate(config, tasks, algorithm, step.params)

@@ -22,7 +22,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,7 +142,7 @@ class _Work:
     def gradient(self, params: Mapping[str, Array], tasks: TaskBatch, iteration: int | None) -> Outcome:
         form = self.algorithm if iteration is None else training.form_at(self.algorithm, iteration)
         out = form.meta_gradient(params, tasks)
-        return out.grads, (out.loss, out.task_loss, out.hessian)
+        return out.grads, replace(out, grads={})
 
     def scores(self, params: Mapping[str, Array], tasks: TaskBatch, steps: int | None) -> Outcome:
         return {}, self.algorithm.evaluate(params, tasks, steps)
@@ -172,9 +172,7 @@ def _jobs(tasks: TaskBatch | Deferred, size: int, method: str, steps: int | None
 
 
 def _joined(outcomes: Sequence[Outcome]) -> MetaGradient:
-    return MetaGradient.join(
-        [MetaGradient(loss, dict(grads), *rest) for grads, (loss, *rest) in outcomes]
-    )
+    return MetaGradient.join([replace(rest, grads=dict(grads)) for grads, rest in outcomes])
 
 
 # --- all shards -----------------------------------------------------------------------------------

@@ -344,7 +344,7 @@ _ENTRIES: tuple[Entry, ...] = (
                 "algorithm",
                 "tolerance",
                 float,
-                1e-3,
+                IMAML.tolerance,
                 "relative residual of the inner solve and of conjugate gradients",
                 low=0,
                 exclusive=True,

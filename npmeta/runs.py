@@ -36,6 +36,7 @@ from npmeta.config import Config
 __all__ = ["COLUMNS", "Checkpoint", "Run", "locked"]
 
 #: Columns of metrics.csv: means over the iterations since the row before; then the last validation.
+#: What an algorithm reports of the iteration itself comes after them.
 COLUMNS = (
     "iteration",
     "loss",
@@ -244,7 +245,14 @@ class Run:
 
     def append(self, row: Mapping[str, float | int | None]) -> None:
         """Add a row to metrics.csv. ``repr`` of a float reads back as the same float."""
-        cells = ["" if row.get(name) is None else repr(row[name]) for name in COLUMNS]
+        columns = self._columns()
+        more = [name for name in row if name not in columns]
+        if more:
+            lines = self._metrics_lines()
+            rest = "," * len(more)
+            lines = [",".join([lines[0], *more]), *(line + rest for line in lines[1:])]
+            write_atomically(self.folder / "metrics.csv", "\n".join(lines) + "\n")
+        cells = ["" if row.get(name) is None else repr(row[name]) for name in [*columns, *more]]
         with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="") as file:
             file.write(",".join(cells) + "\n")
             file.flush()
@@ -260,10 +268,10 @@ class Run:
             not for us to decide.
         """
         rows: list[dict[str, float]] = []
-        damaged = 0
+        damaged, columns = 0, self._columns()
         for number, line in enumerate(self._metrics_lines()[1:], start=2):
             try:
-                cells = zip(COLUMNS, line.split(","), strict=True)
+                cells = zip(columns, line.split(","), strict=True)
                 row = {n: float(c) for n, c in cells if c or n == "iteration"}
             except ValueError:
                 damaged = damaged or number  # what a killed process, or a power failure, left of a line
@@ -276,16 +284,23 @@ class Run:
             rows.append(row)
         return rows
 
-    def _metrics_lines(self) -> list[str]:
-        """The lines of metrics.csv that have an end. No cell has a comma or a quote."""
+    def _columns(self) -> list[str]:
+        """The columns of metrics.csv, which begin with those of every run."""
         path = self.folder / "metrics.csv"
         try:
-            lines = path.read_text("utf-8", errors="replace").split("\n")[:-1]
-            if not lines or lines[0] != ",".join(COLUMNS):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                columns = file.readline().removesuffix("\n").split(",")
+            if columns[: len(COLUMNS)] != list(COLUMNS):
                 raise ValueError("its first line does not name its columns")
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
-        return lines
+        return columns
+
+    def _metrics_lines(self) -> list[str]:
+        """The lines of metrics.csv that have an end. No cell has a comma or a quote."""
+        self._columns()
+        text = (self.folder / "metrics.csv").read_text("utf-8", errors="replace")
+        return text.split("\n")[:-1]
 
     def truncate_metrics(self, iteration: int) -> None:
         """Drop the rows of later iterations, and a line that a killed process left unfinished."""

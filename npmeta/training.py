@@ -91,6 +91,9 @@ class Step:
         The outer learning rate of this step.
     params, state : dict of ndarray
         Meta-parameters and optimizer state after the step.
+    report : dict of float
+        What the algorithm says of its tasks beside their losses, the largest of each: of implicit MAML
+        the steps and residuals of its solves.
     """
 
     iteration: int
@@ -99,6 +102,7 @@ class Step:
     lr: float
     params: Mapping[str, Array]
     state: Mapping[str, Array]
+    report: Mapping[str, float]
 
 
 def meta_train(
@@ -220,7 +224,8 @@ def _steps(
         for name, array in (*params.items(), *state.items()):
             if not np.isfinite(array).all():
                 raise NonFiniteError(iteration, None, math.inf, f"{name} after the outer step")
-        yield Step(iteration + 1, out.loss, norm, lr, params, state)
+        report = {name: values.max().item() for name, values in out.by_task.items()}
+        yield Step(iteration + 1, out.loss, norm, lr, params, state, report)
 
 
 def _check_finite(iteration: int, out: MetaGradient, norm: float) -> None:

@@ -14,7 +14,8 @@ import npmeta as nm
 def digest(out):
     """Everything in a MetaGradient, bit for bit."""
     grads = {name: (grad.dtype, grad.shape, grad.tobytes()) for name, grad in out.grads.items()}
-    return out.loss.hex(), grads, out.task_loss.tobytes(), out.hessian
+    by_task = {name: values.tobytes() for name, values in out.by_task.items()}
+    return out.loss.hex(), grads, out.task_loss.tobytes(), out.hessian, by_task
 
 
 class Means:

@@ -103,6 +103,43 @@ def test_anybody_gives_the_same_bits(pools):
             assert found.loss.tobytes() == scores
 
 
+def test_what_is_said_of_each_task_comes_along(pools):
+    """Implicit MAML's report of its solves: that of the shards, one after another."""
+    imaml = nm.algorithms.IMAML(nm.MLP([1, 5, 1], "tanh"))
+    params, deferred = imaml.init(np.random.default_rng(0)), Deferred(WAVES, 0, 3, 11)
+    alone = Sharded(imaml, 4).meta_gradient(params, deferred)
+    assert list(alone.by_task) == ["inner_steps", "inner_residual", "solve_steps", "solve_residual"]
+    shards = [
+        imaml.meta_gradient(params, WAVES.sample(0, 3, min(4, 11 - start), start=start))
+        for start in (0, 4, 8)
+    ]
+    for name, values in alone.by_task.items():
+        np.testing.assert_array_equal(values, np.concatenate([getattr(s, name) for s in shards]))
+    for name in POOLS:
+        with Sharded(imaml, 4, **pools[name]) as sharded:
+            assert digest(sharded.meta_gradient(params, deferred)) == digest(alone), name
+
+
+def test_metrics_have_the_report(tmp_path, monkeypatch):
+    monkeypatch.setattr("npmeta.commands._draw", lambda *_: [])
+    quick = ["--iterations", "4", "--log-every", "2", "--meta-batch", "4", "--shard-size", "2"]
+    quick += ["--hidden", "4", "--eval-tasks", "2", "--validation-tasks", "2", "--inner-steps", "3"]
+    assert main(["train", "sinusoid", "--algorithm", "imaml", *quick, "--out", f"{tmp_path}/run"]) == 0
+    run = Run(tmp_path / "run")
+    rows, imaml = run.metrics(), run.config.algorithm(1, 1)
+    params = imaml.init(np.random.default_rng(run.config["seed"]))
+    with Sharded(imaml, 2) as sharded:
+        steps = list(nm.meta_train(sharded, run.config.tasks(), params, iterations=4, meta_batch=4))
+    assert [row["iteration"] for row in rows] == [2, 4]
+    for row in rows:
+        assert row["inner_steps"] == 3
+        assert row["inner_residual"] > 1e-10  # three steps are too few
+        report = steps[int(row["iteration"]) - 1].report
+        assert {name: row[name] for name in report} == report
+    maml = next(nm.meta_train(MAML, WAVES, PARAMS, iterations=1, meta_batch=2))
+    assert maml.report == {}
+
+
 def test_evaluation_is_that_without_shards():
     plain = nm.evaluate(MAML, WAVES, PARAMS, n_tasks=120, split="validation", seed=5)
     found = nm.evaluate(Sharded(MAML), WAVES, PARAMS, n_tasks=120, split="validation", seed=5)

@@ -13,7 +13,7 @@ import pytest
 from npmeta import _files
 from npmeta._files import write_atomically
 from npmeta.config import Config
-from npmeta.runs import Checkpoint, Run, locked
+from npmeta.runs import COLUMNS, Checkpoint, Run, locked
 
 
 def checkpoint(iteration, dtype=np.float32):
@@ -290,6 +290,21 @@ def test_metrics_read_back_exactly_and_lose_what_comes_after_a_checkpoint(run):
         run.truncate_metrics(3)
         assert (run.folder / "metrics.csv").read_bytes() == whole
     run.truncate_metrics(2)
+    assert run.metrics() == rows[:2]
+
+
+def test_metrics_take_further_columns(run):
+    """What an algorithm reports; rows before it have empty cells, and those without it too."""
+    rows = [{"iteration": i, "loss": 0.1 * i, "grad_norm": 1 / 3, "outer_lr": 1e-3} for i in (1, 2, 3)]
+    rows[1] |= {"inner_steps": 7, "inner_residual": 1 / 3}
+    for row in rows:
+        run.append(row)
+    assert run.metrics() == rows
+    lines = (run.folder / "metrics.csv").read_text().splitlines()
+    assert lines[0] == ",".join([*COLUMNS, "inner_steps", "inner_residual"])
+    assert {line.count(",") for line in lines} == {7}
+    run.truncate_metrics(1)
+    run.append(rows[1])
     assert run.metrics() == rows[:2]
 
 

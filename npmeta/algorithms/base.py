@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -103,6 +103,8 @@ class MetaLearner(Protocol):
 class MetaGradient:
     """The meta-loss of a batch of tasks and its gradient.
 
+    A subclass may have more to say of each task, in arrays ``(T,)``.
+
     Attributes
     ----------
     loss : float
@@ -126,12 +128,19 @@ class MetaGradient:
         """The gradient with respect to theta, ``(P,)``."""
         return self.grads["theta"]
 
+    @property
+    def by_task(self) -> dict[str, Array]:
+        """What a subclass says of each task, by name."""
+        own = {field.name for field in fields(MetaGradient)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+
     @staticmethod
     def join(parts: Sequence[MetaGradient]) -> MetaGradient:
         """The meta-gradients of several batches as that of one: their mean, each counted by its tasks.
 
         The sum is made in the order of the parts, in arrays of its own.
         """
+        said = [part.by_task for part in parts]
         task_loss = np.concatenate([part.task_loss for part in parts])
         shares = [len(part.task_loss) / len(task_loss) for part in parts]
         grads = {
@@ -139,7 +148,8 @@ class MetaGradient:
             for name in parts[0].grads
         }
         loss = sum(share * part.loss for part, share in zip(parts, shares, strict=True))
-        return MetaGradient(loss, grads, task_loss, parts[0].hessian)
+        joined: dict[str, Any] = {name: np.concatenate([one[name] for one in said]) for name in said[0]}
+        return replace(parts[0], loss=loss, grads=grads, task_loss=task_loss, **joined)
 
 
 @dataclass(frozen=True, eq=False)

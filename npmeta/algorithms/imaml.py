@@ -85,14 +85,14 @@ class IMAML:
     >>> params = imaml.init(np.random.default_rng(0))
     >>> tasks = nm.tasks.Sinusoid(shots=10).sample(seed=0, iteration=0, n_tasks=25)
     >>> out = imaml.meta_gradient(params, tasks)
-    >>> bool(max(out.inner_residual.max(), out.solve_residual.max()) <= 1e-8)
+    >>> bool(max(out.inner_residual.max(), out.solve_residual.max()) <= 1e-10)
     True
     """
 
     model: MLP | Objective
     loss: str | Loss | None = None
     strength: float = 1.0
-    tolerance: float = 1e-8
+    tolerance: float = 1e-10
     inner_steps: int = 50
     solve_steps: int = 200
     objective: Objective = field(init=False, repr=False)
