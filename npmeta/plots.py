@@ -154,7 +154,7 @@ def scores(scored: Scores, loss_name: str) -> Figure:
         ax.set_xlabel("inner steps")
         ax.set_ylabel(f"query {loss_name if name == 'loss' else name}")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(f"{len(scored.loss)} test tasks")
+    figure.suptitle(f"{scored.n_tasks} test tasks")
     return figure
 
 

@@ -28,7 +28,8 @@ def score_table(
 
     Where there are no inner steps, there is one row, without a number.
     """
-    n_tasks, n_columns = scored.loss.shape
+    n_drawn, n_columns = scored.loss.shape
+    drawn = "" if scored.names is None else f" in {n_drawn} draws"
     columns = [(f"query {loss_name}", scored.mean(), scored.interval())]
     if scored.accuracy is not None:
         columns.append(("accuracy %", 100 * scored.mean("accuracy"), 100 * scored.interval("accuracy")))
@@ -40,7 +41,7 @@ def score_table(
     widths = [max(len(title), *(len(row[i]) for row in cells)) for i, (title, *_) in enumerate(columns)]
     head = "  ".join(f"{title:>{w}}" for (title, *_), w in zip(columns, widths, strict=True))
     titles = ["inner steps  ", *(f"{s:>11}  " for s in rows)] if inner_steps else ["", ""]
-    lines = [f"{n_tasks} {where} tasks, mean ± 95% confidence interval", titles[0] + head]
+    lines = [f"{scored.n_tasks} {where} tasks{drawn}, mean ± 95% confidence interval", titles[0] + head]
     for title, row in zip(titles[1:], cells, strict=True):
         body = "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True))
         lines.append(title + body)
@@ -58,7 +59,8 @@ def score_json(scored: Scores, run: Run, split: str, data: str | None = None) ->
     record: dict[str, Any] = {
         "run": str(run.folder),
         **({"split": split} if data is None else {"data": data}),
-        "tasks": len(scored.loss),
+        "tasks": scored.n_tasks,
+        **({} if scored.names is None else {"draws": len(scored.loss)}),
         **{name: run.config[name] for name in SIZES if name in run.config.values},
         "loss_name": run.config.loss_name,
     }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -268,17 +268,34 @@ def evaluate(
     Returns
     -------
     Scores
-        ``(n_tasks, steps + 1)``.
+        ``(n_tasks, steps + 1)``. Those of a :class:`~npmeta.tasks.Table`, or of any sampler that has
+        ``task_names`` and ``names`` as it does, say which task each is.
     """
     if n_tasks < 1:
         raise ValueError(f"n_tasks must be at least 1, got {n_tasks}")
+    scores = _scores(algorithm, tasks, named(params), n_tasks, steps, split, seed)
+    drawn: Any = tasks
+    if not hasattr(drawn, "task_names"):
+        return scores
+    return replace(scores, names=drawn.names(seed, 0, n_tasks, split=split))
+
+
+def _scores(
+    algorithm: Algorithm,
+    tasks: Sampler,
+    params: Mapping[str, Array],
+    n_tasks: int,
+    steps: int | None,
+    split: str,
+    seed: int,
+) -> Scores:
     deferred = _deferred(algorithm, tasks)
     if deferred is not None:
-        return algorithm.evaluate(named(params), deferred.sample(seed, 0, n_tasks, split=split), steps)
+        return algorithm.evaluate(params, deferred.sample(seed, 0, n_tasks, split=split), steps)
     parts = []
     for start in range(0, n_tasks, EVALUATION_BATCH):
         n_drawn = min(EVALUATION_BATCH, n_tasks - start)
         batch = tasks.sample(seed, 0, n_drawn, start=start, split=split)
         with np.errstate(all="ignore"):  # a task that diverges shows in its scores
-            parts.append(algorithm.evaluate(named(params), batch, steps))
+            parts.append(algorithm.evaluate(params, batch, steps))
     return Scores.join(parts)

@@ -22,13 +22,9 @@ EXACT = ["maml", "anil", "boil", "meta-sgd", "lslr", "maml++", "cavia"]
 SETTINGS = {"hidden": [4, 3], "activation": ["tanh", "silu"], "shots": 4, "queries": 3}
 
 
-#: Where the defaults would hide what is tested.
-OWN = {"imaml": {"tolerance": 1e-9}}
-
-
 def made(name, **values):
     """An algorithm, meta-parameters and tasks."""
-    config = Config("sinusoid", SETTINGS, {"algorithm": name}, OWN.get(name, {}), values)
+    config = Config("sinusoid", SETTINGS, {"algorithm": name}, values)
     algorithm = config.algorithm(1, 1)
     params = with_noise(algorithm.init(np.random.default_rng(0)))
     return algorithm, params, config.tasks().sample(0, 0, 5)

@@ -577,7 +577,7 @@ def test_a_table_of_ones_own_from_training_to_predictions(kind, tmp_path):
     assert Run(folder).config["loss"] == ("mse" if kind == "number" else "cross_entropy")
     data.unlink()  # what follows needs the run alone
     out, _ = npmeta_run("evaluate", folder, "--data", other, "--tasks", 10, "--steps", 2)
-    assert out.startswith("10 other.csv tasks")
+    assert out.startswith("3 other.csv tasks in 10 draws, mean ± 95% confidence interval\n")
     head, *rows = other.read_text().splitlines()
     (tmp_path / "support.csv").write_text("\n".join([head, *rows[:8]]) + "\n")
     (tmp_path / "query.csv").write_text(

@@ -797,10 +797,14 @@ def test_scores():
     scores = nm.Scores(loss, loss / 4)
     np.testing.assert_array_equal(scores.mean(), [3.0, 2.0])
     np.testing.assert_array_equal(scores.mean("accuracy"), [0.75, 0.5])
-    # Standard deviation 1 of three tasks: 1.96 / √3.
-    np.testing.assert_allclose(scores.interval(), [1.96 / np.sqrt(3)] * 2, rtol=1e-15)
-    np.testing.assert_allclose(scores.interval("accuracy"), [1.96 / np.sqrt(3) / 4] * 2, rtol=1e-15)
+    # Standard deviation 1 of three tasks; t of two degrees of freedom is (2p − 1) / √(2p(1 − p)).
+    t = 0.95 / np.sqrt(2 * 0.975 * 0.025)
+    np.testing.assert_allclose(scores.interval(), [t / np.sqrt(3)] * 2, rtol=1e-12)
+    np.testing.assert_allclose(scores.interval("accuracy"), [t / np.sqrt(3) / 4] * 2, rtol=1e-12)
     assert np.isnan(nm.Scores(loss[:1], None).interval()).all()
+    # Of many tasks it is the normal distribution's.
+    many = nm.Scores(np.random.default_rng(0).normal(size=(10_000, 1)), None)
+    np.testing.assert_allclose(many.interval(), 1.96 * many.loss.std() / 100, rtol=1e-3)
     joined = nm.Scores.join([nm.Scores(loss[:1], loss[:1]), nm.Scores(loss[1:], loss[1:])])
     np.testing.assert_array_equal(joined.loss, loss)
     np.testing.assert_array_equal(joined.accuracy, loss)

@@ -5,6 +5,7 @@ import pytest
 
 import npmeta as nm
 from npmeta import optimizers
+from npmeta.parallel import Sharded
 from npmeta.training import NonFiniteError
 
 
@@ -95,6 +96,36 @@ def test_evaluation_does_not_depend_on_how_the_tasks_are_batched(monkeypatch):
     assert whole.loss.shape == parts.loss.shape == (23, 3)
     # Products over fewer rows may be summed in another order.
     np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-12)
+
+
+def test_draws_of_one_task_count_once(tmp_path):
+    """The interval rests on the tasks of a table, however often their rows are drawn."""
+    rng = np.random.default_rng(0)
+    lines = [f"t{i % 8},{x},{np.sin(x + i % 8)}" for i, x in enumerate(rng.uniform(-3, 3, size=96))]
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["task,x,target", *lines]))
+    table = nm.tasks.Table(path, shots=3, queries=3, fractions=(0.25, 0.25, 0.5))
+    maml = small_maml()
+    params = maml.init(np.random.default_rng(0))
+    scores = nm.evaluate(maml, table, params, n_tasks=200, steps=1)
+    drawn = np.array(table.names(0, 0, 200, split="test"))
+    assert scores.loss.shape == (200, 2)
+    assert scores.n_tasks == len(set(drawn)) == 4
+    means = np.stack([scores.loss[drawn == name].mean(0) for name in sorted(set(drawn))])
+    np.testing.assert_allclose(scores.mean(), means.mean(0), rtol=1e-14)
+    # Student's t of three degrees of freedom, from a table.
+    np.testing.assert_allclose(
+        scores.interval(), 3.182446305284263 * means.std(0, ddof=1) / 2, rtol=1e-12
+    )
+    with Sharded(maml, 3) as sharded:
+        found = nm.evaluate(sharded, table, params, n_tasks=200, steps=1)
+    np.testing.assert_array_equal(found.interval(), scores.interval())
+    # As if all were independent it would shrink with the number of draws.
+    more = nm.evaluate(maml, table, params, n_tasks=800, steps=1)
+    assert (more.interval() > 0.8 * scores.interval()).all()
+    waves = nm.evaluate(maml, TASKS, params, n_tasks=4)
+    assert waves.n_tasks == 4
+    assert waves.names is None
 
 
 def test_splits_and_seeds_give_other_tasks():

@@ -156,15 +156,27 @@ class MetaGradient:
 class Scores:
     """Query loss, and accuracy where the loss is one of classes, after 0..S inner steps.
 
+    Where there are few tasks to draw from, as in a table, most are drawn again and again. What is said
+    of new tasks then rests on so many tasks as there are, not draws: draws of one task are averaged
+    first, and :meth:`mean` and :meth:`interval` are of these averages.
+
     Attributes
     ----------
     loss : ndarray, (T, S + 1)
     accuracy : ndarray, (T, S + 1), or None
         Shares between 0 and 1.
+    names : sequence of str, (T,), or None
+        Of the tasks, where the same may have been drawn more than once; None: no two are the same.
     """
 
     loss: Array
     accuracy: Array | None
+    names: Sequence[str] | None = None
+
+    @property
+    def n_tasks(self) -> int:
+        """Different tasks among the T."""
+        return len(self.loss) if self.names is None else len(set(self.names))
 
     def mean(self, of: str = "loss") -> Array:
         """Mean over tasks after each step, ``(S + 1,)``; ``of`` is "loss" or "accuracy"."""
@@ -174,20 +186,30 @@ class Scores:
     def interval(self, of: str = "loss") -> Array:
         """Half-width of the 95% confidence interval of :meth:`mean`, ``(S + 1,)``.
 
-        1.96 standard errors, the normal approximation; NaN for a single task.
+        Student's t: 1.96 standard errors for hundreds of tasks, 4.3 for three, and NaN for one.
         """
+        from scipy.special import stdtrit
+
         values = self._of(of)
         if len(values) < 2:
             return np.full(values.shape[1], math.nan)
-        half: Array = 1.96 * values.std(0, ddof=1) / math.sqrt(len(values))
+        t = stdtrit(len(values) - 1, 0.975)
+        half: Array = t * values.std(0, ddof=1) / math.sqrt(len(values))
         return half
 
     def _of(self, of: str) -> Array:
+        """``(n_tasks, S + 1)``"""
         values = {"loss": self.loss, "accuracy": self.accuracy}.get(of)
         if values is None:
             raise ValueError(f"there is no {of!r} here; of must be 'loss' or, for classes, 'accuracy'")
         # Sums of float32 over many tasks lose digits that float64 keeps.
-        return values.astype(np.float64)
+        values = values.astype(np.float64)
+        if self.names is None:
+            return values
+        _, task, count = np.unique(self.names, return_inverse=True, return_counts=True)
+        sums = np.zeros((len(count), values.shape[1]))
+        np.add.at(sums, task, values)
+        return sums / count[:, None]
 
     @staticmethod
     def of_steps(scored: Iterable[tuple[Array, Array | None]]) -> Scores:
