@@ -158,7 +158,8 @@ class Scores:
 
     Where there are few tasks to draw from, as in a table, most are drawn again and again. What is said
     of new tasks then rests on so many tasks as there are, not draws: draws of one task are averaged
-    first, and :meth:`mean` and :meth:`interval` are of these averages.
+    first, and :meth:`mean` and :meth:`interval` are of these averages. Tasks of Omniglot are other
+    choices of characters, and count as they come, though they share these.
 
     Attributes
     ----------
