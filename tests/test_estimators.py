@@ -332,8 +332,11 @@ def test_rows_of_another_width_are_refused():
 def test_small_tasks_are_skipped_with_a_warning():
     x, y, groups = table()
     groups = np.where(np.arange(len(groups)) < 2, 99, groups)
-    with pytest.warns(UserWarning, match=r"tasks with fewer than 6 rows are skipped: 99 \(2\)"):
+    with pytest.warns(
+        UserWarning, match=r"tasks with fewer than 6 rows are skipped: 99 \(2\)"
+    ) as found:
         learner(shots=3, queries=3).fit(x, y, groups)
+    assert found[0].filename == __file__  # it is said of the caller's line
 
 
 class Frame:
@@ -392,6 +395,12 @@ def test_numbers_may_be_objects_and_tasks_have_no_missing_name():
         fitted.adapt(x[:2], [None, 1.0])
     with pytest.raises(ValueError, match=r"groups must be finite, but groups\[\d+\] is nan"):
         fitted.fit(x, y, np.where(groups == 1, np.nan, groups))
+    pairs = np.empty(len(groups), dtype=object)
+    pairs[:] = [(1, 2)] * len(groups)
+    with pytest.raises(
+        ValueError, match=r"groups must be text or numbers alone, but groups\[0\] is \(1"
+    ):
+        fitted.fit(x, y, pairs)
     with pytest.raises(ValueError, match="y must hold real numbers, got dtype complex128"):
         fitted.fit(x, y * 1j, groups)
 

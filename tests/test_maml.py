@@ -809,6 +809,9 @@ def test_scores():
     np.testing.assert_array_equal(joined.loss, loss)
     np.testing.assert_array_equal(joined.accuracy, loss)
     assert nm.Scores.join([nm.Scores(loss, None)] * 2).accuracy is None
+    named = nm.Scores.join([nm.Scores(loss, None, ["a", "b", "a"]), nm.Scores(loss[:1], None, ["a"])])
+    assert named.n_tasks == 2
+    np.testing.assert_array_equal(named.mean(), [(11 / 3 + 2) / 2, (4 / 3 + 3) / 2])
     for of in ("accuracy", "speed"):
         with pytest.raises(ValueError, match=f"there is no '{of}' here"):
             nm.Scores(loss, None).mean(of)

@@ -223,7 +223,9 @@ class Scores:
     def join(parts: list[Scores]) -> Scores:
         """The scores of several batches as those of one."""
         shares = [part.accuracy for part in parts if part.accuracy is not None]
+        names = [part.names for part in parts if part.names is not None]
         return Scores(
             np.concatenate([part.loss for part in parts]),
             np.concatenate(shares) if shares else None,
+            [name for own in names for name in own] if len(names) == len(parts) else None,
         )

@@ -87,7 +87,7 @@ def as_column(values: ArrayLike, n_rows: int, name: str) -> Array:
         text = [isinstance(cell, str) for cell in cells]
         if not any(text):
             column = np.array(cells)
-        if not all(text) and column.dtype.kind not in "biuf":
+        if not all(text) and (column.dtype.kind not in "biuf" or column.ndim > 1):
             i = text.index(False) if any(text) else 0
             raise ValueError(f"{name} must be text or numbers alone, but {name}[{i}] is {cells[i]!r}")
     if column.dtype.kind == "c":
