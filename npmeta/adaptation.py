@@ -66,6 +66,11 @@ class StepSizes:
         self._values = as_dtype(given, dtype, "inner_lr").reshape(shape)
 
     @property
+    def grid(self) -> Array:
+        """The values as 1 or S rows, for steps, and 1, L or P columns, for blocks or parameters."""
+        return self._values
+
+    @property
     def per_parameter(self) -> bool:
         """Whether sizes may differ within a block."""
         return self._values.shape[1] > len(self._objective.block_sizes)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from npmeta._validation import lookup
+from npmeta.activations import ACTIVATIONS
 from npmeta.algorithms import (
     CAVIA,
     IMAML,
@@ -30,6 +31,7 @@ from npmeta.algorithms import (
     Scratch,
     SiameseNetwork,
     SineOracle,
+    Warp,
     anil,
     boil,
     fomaml,
@@ -252,6 +254,25 @@ _ENTRIES: tuple[Entry, ...] = (
         "Oh, Yoo, Kim & Yun 2021",
         on_network(boil),
         _INNER_LOOP,
+    ),
+    Entry(
+        "warp",
+        "MAML with layers between that the inner loop leaves alone (T-nets, warp layers)",
+        "Lee & Choi 2018; Flennerhag et al. 2020",
+        on_network(Warp),
+        (
+            *_FINE_TUNING,
+            FIRST_ORDER,
+            LEARN_INNER_LR,
+            Option(
+                "model",
+                "warp_activation",
+                str,
+                "identity",
+                "of the warp layers; identity: a T-net, with them before the layers' activations",
+                choices=tuple(ACTIVATIONS),
+            ),
+        ),
     ),
     Entry(
         "meta-sgd",

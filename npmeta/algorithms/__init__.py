@@ -16,6 +16,7 @@ from npmeta.algorithms.reptile import Reptile
 from npmeta.algorithms.ridge import RidgeHead
 from npmeta.algorithms.siamese import SiameseNetwork
 from npmeta.algorithms.variants import anil, boil, fomaml, lslr
+from npmeta.algorithms.warp import Warp
 
 __all__ = [
     "CAVIA",
@@ -37,6 +38,7 @@ __all__ = [
     "Scratch",
     "SiameseNetwork",
     "SineOracle",
+    "Warp",
     "anil",
     "boil",
     "fomaml",

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from npmeta._validation import Array, DType
+from npmeta.activations import IDENTITY
 from npmeta.objective import Batch, Linearization, Objective, Risk
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Backward, Forward, Recipe
@@ -141,6 +142,8 @@ def follow(problem: Problem, choices: Forward, dtype: DType = FLOAT64, *, whole:
         adapt_on, score_on = spans.rows(adapt_on), spans.rows(score_on)
     S = problem.S + choices.extra_steps
     sizes = sizes[np.minimum(np.arange(S), max(problem.S, 1) - 1)]
+    if choices.adapted == "frozen too":
+        sizes = np.where(sizes == 0, sizes.max(axis=1, keepdims=True), sizes)
     sizes = sizes * dtype.type(choices.lr_factor) * _mask(objective, choices.adapted).astype(dtype)
 
     def walk(start: Array, rows: Batch, velocity: Any) -> tuple[list[Array], list[Linearization], Any]:
@@ -176,9 +179,9 @@ def _each(function: Callable[..., Array], *batches: Batch) -> Batch:
 
 
 def _mask(objective: Objective, adapted: str) -> Array:
-    """1 where the inner loop moves a parameter, 0 elsewhere."""
+    """1 where the inner loop may move a parameter, 0 elsewhere."""
     mask = np.ones(objective.n_params)
-    if not isinstance(objective, Risk) or adapted == "all":
+    if not isinstance(objective, Risk) or adapted in ("all", "frozen too"):
         return mask
     head = objective.model.n_layers - 1
     for name, place in objective.model.places.items():
@@ -194,7 +197,12 @@ def _objective(objective: Objective, choices: Forward) -> Objective:
     model, loss = objective.model, objective.loss
     if choices.activation is not None:
         by_tanh = choices.activation == GELU_BY_TANH.name
-        model = model.with_activation(GELU_BY_TANH if by_tanh else choices.activation)
+        other = GELU_BY_TANH if by_tanh else choices.activation
+        # Where some layers are linear beside others that are not, it is the others that have another.
+        linear = [f is IDENTITY for f in model.activations]
+        model = model.with_activation(
+            [IDENTITY if own and not all(linear) else other for own in linear]
+        )
     return Risk(model, SOFTMAX_TWICE if choices.loss == "softmax twice" else loss)
 
 

@@ -333,7 +333,8 @@ def _kind(setting: Setting) -> str:
     """What shape ``inner_lr`` has."""
     if not isinstance(setting.step_sizes, str):
         return "number"
-    by_layer, by_parameter = ("head", "body"), ("weights", "every other parameter")
+    by_layer = ("head", "body", "every other layer")
+    by_parameter = ("weights", "every other parameter")
     if setting.step_sizes in by_layer:
         return "layer"
     return "parameter" if setting.step_sizes in by_parameter else setting.step_sizes

@@ -106,6 +106,28 @@ def _step_size_kinds() -> Iterator[Setting]:
     )
     yield mask("weights", "biases are not adapted", step_sizes="weights")
     yield mask("scattered", "every other parameter is adapted", step_sizes="every other parameter")
+    warp = _family(
+        "warp", step_sizes="every other layer", widths=(4, 6, 6, 8, 8), published_as="warp"
+    )
+    yield warp(
+        "linear",
+        "T-net: every other layer is linear, before the activation, and stands still",
+        activation=("identity", "tanh", "identity", "tanh", "identity"),
+        widths=(4, 5, 5, 4, 4, 8, 8),
+    )
+    yield warp(
+        "nonlinear",
+        "warp layers behind the activation, with one of their own; the last is linear",
+        activation=("tanh", "silu", "identity"),
+    )
+    yield warp(
+        "cross_entropy",
+        "T-net, the usual classifier, one step",
+        activation=("identity", "relu", "identity"),
+        S=1,
+        loss="cross_entropy",
+        targets="labels",
+    )
     decay = _family("weight-decay")
     yield decay("tanh", "w = 0.1 in the inner loop", weight_decay=0.1)
     yield decay(

@@ -42,8 +42,8 @@ class Setting:
         Tasks, support and query rows, inner steps.
     step_sizes : float or str
         α; or the kind of different ones ("layer", "step", "step_and_layer", "parameter",
-        "step_and_parameter"); or what is adapted, by steps of zero ("head", "body", "weights",
-        "every other parameter").
+        "step_and_parameter"); or what is adapted, by steps of zero ("head", "body",
+        "every other layer", "weights", "every other parameter").
     targets : str
         "labels" and "shares" for losses of classes.
     changed : str
@@ -198,6 +198,7 @@ def _step_sizes(setting: Setting) -> float | Array:
     masks: dict[str, Array] = {
         "head": np.arange(L)[None] == L - 1,
         "body": np.arange(L)[None] < L - 1,
+        "every other layer": np.arange(L)[None] % 2 == 0,
         "weights": is_weight[None],
         "every other parameter": np.arange(P)[None] % 2 == 0,
     }

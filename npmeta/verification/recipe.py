@@ -20,7 +20,7 @@ class Forward:
 
     lr_factor: float = 1.0
     extra_steps: int = 0
-    adapted: str = "all"  # or "weights", "head", "body"
+    adapted: str = "all"  # or "weights", "head", "body", "frozen too"
     adapt_on: str = "support"  # or "query", "both"
     score_on: str = "query"  # or "support", "query of the next task", "query of the task before"
     start: str = "theta"  # or "last task", "last task, through the graph"

@@ -77,6 +77,14 @@ def _blocks(what: str, needs_steps: bool) -> Callable[[Problem], Iterator[Varian
     return variants
 
 
+def _frozen(problem: Problem) -> Iterator[Variant]:
+    """All arrays together that the inner loop leaves alone."""
+    sizes = problem.step_sizes(np.dtype(np.float64))
+    names = tuple(name for name, place in problem.blocks.items() if not sizes[:, place].any())
+    if problem.S > 0 and 0 < len(names) < len(problem.blocks):
+        yield Variant({"finish": (("zero", names),)})
+
+
 def _reptile(problem: Problem) -> Iterator[Variant]:
     alpha = np.asarray(problem.maml.inner_lr)
     if problem.S == 0:
@@ -159,6 +167,15 @@ ASSEMBLY = [
         "parameters_to_vector in the order of the layers, weight before bias.",
         "ravel_pytree sorts the keys of dicts (bias before kernel); hand over arrays by name.",
         _orders,
+    ),
+    Fault(
+        "frozen_zero",
+        "assembly",
+        "∇ of all arrays with α = 0 → 0",
+        "What the inner loop leaves alone gets no gradient.",
+        "Give the outer optimizer all parameters; no requires_grad=False on the frozen ones.",
+        "Differentiate the outer loss by the frozen params as well as by those that adapt.",
+        _frozen,
     ),
     Fault(
         "block_zero",

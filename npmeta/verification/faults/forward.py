@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from npmeta.activations import ACTIVATIONS
 from npmeta.verification.faults.base import Fault, Variant, always
 from npmeta.verification.problem import Problem
@@ -59,6 +61,12 @@ def _adapted(which: str) -> Callable[[Problem], Iterator[Variant]]:
             yield Variant({"adapted": which})
 
     return variants
+
+
+def _frozen(problem: Problem) -> Iterator[Variant]:
+    sizes = problem.step_sizes(np.dtype(np.float64))
+    if problem.S > 0 and (sizes == 0).any() and (sizes > 0).any():
+        yield Variant({"adapted": "frozen too"})
 
 
 def _other_task(problem: Problem) -> Iterator[Variant]:
@@ -322,6 +330,15 @@ FORWARD = [
         "Give the inner loop all parameters, the head's as well.",
         "Take the inner gradient by all params, the head's as well.",
         _adapted("body"),
+    ),
+    Fault(
+        "frozen_adapted",
+        "forward",
+        "α = 0 → the α of the rest",
+        "The inner loop also adapts what it is to leave alone.",
+        "Inner gradients by the task parameters only; warp layers, or the frozen ones, as they are.",
+        "Take the inner gradient by the task params only; close over the rest.",
+        _frozen,
     ),
     Fault(
         "inner_weight_decay",

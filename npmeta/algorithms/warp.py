@@ -1,0 +1,206 @@
+"""T-nets (Lee & Choi 2018) and warp layers (Flennerhag et al. 2020): MAML in a learned geometry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from npmeta import activations
+from npmeta._validation import Array
+from npmeta.activations import Activation
+from npmeta.adaptation import StepSizes
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
+from npmeta.algorithms.maml import MAML
+from npmeta.losses import Loss
+from npmeta.mlp import MLP
+from npmeta.objective import Risk
+
+if TYPE_CHECKING:
+    from npmeta.tasks.batch import TaskBatch
+
+__all__ = ["Warp"]
+
+
+@dataclass(frozen=True, eq=False)
+class Warp:
+    r"""Put a layer behind every layer that inner steps leave alone and the outer loop learns.
+
+    Task layers W, b adapt as in MAML, warp layers T, c stand still in the inner loop. With a linear warp
+    layer, the T-net of Lee & Choi (2018), T stands between the weights and their activation,
+
+    .. math:: z_l = (a_{l-1} W_l + b_l) \, T_l + c_l, \qquad a_l = f_l(z_l),
+
+    so that a step on W is one on W T preconditioned by :math:`T^\top T`. With an activation g of its own,
+    as in WarpGrad (Flennerhag et al. 2020), it stands behind the activation,
+
+    .. math:: a_l = g(f_l(a_{l-1} W_l + b_l) \, T_l + c_l).
+
+    In both forms a linear one stands behind the last layer, as in T-nets. All T are square. Either
+    way it is MAML on a network twice as deep with step sizes (α, 0, α, 0, ...), exact to second order;
+    WarpGrad's own objective, which does not go back through the inner loop, is not here.
+
+    Parameters
+    ----------
+    model : MLP
+        The task layers, without normalisation.
+    loss : str or Loss
+    inner_lr : array_like
+        α in any shape that :class:`~npmeta.MAML` takes, for the layers and parameters of ``model``. Warp
+        layers have no step size, so that a learned one cannot set them free.
+    inner_steps, first_order, inner_weight_decay, learn_inner_lr, weights
+        As in :class:`~npmeta.MAML`.
+    warp_activation : str or Activation
+        g, by default "identity": a T-net.
+
+    Attributes
+    ----------
+    network : MLP
+        Task and warp layers in turn: W_1, b_1, T_1, c_1, W_2, ...
+    maml : MAML
+        MAML on it, with the zeros written out: what :class:`npmeta.Problem` and the oracles take.
+
+    Raises
+    ------
+    ValueError
+        If the model is no network or normalised, or an argument is not as MAML takes it.
+
+    Examples
+    --------
+    >>> import numpy as np, npmeta as nm
+    >>> warp = nm.algorithms.Warp(nm.MLP([1, 40, 40, 1]))
+    >>> warp.network.widths
+    (1, 40, 40, 40, 40, 1, 1)
+    >>> warp.maml.inner_lr
+    array([[0.01, 0.  , 0.01, 0.  , 0.01, 0.  ]])
+    >>> params = warp.init(np.random.default_rng(0))
+    >>> tasks = nm.tasks.Sinusoid(shots=10).sample(seed=0, iteration=0, n_tasks=25)
+    >>> warp.meta_gradient(params, tasks).grad.shape
+    (5043,)
+    """
+
+    model: MLP
+    loss: str | Loss = "mse"
+    inner_lr: ArrayLike = 0.01
+    inner_steps: int = 1
+    first_order: bool = False
+    inner_weight_decay: float = 0.0
+    learn_inner_lr: bool = False
+    warp_activation: str | Activation = "identity"
+    weights: str = "auto"
+    network: MLP = field(init=False, repr=False)
+    maml: MAML = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, MLP) or self.model.norm is not None:
+            raise ValueError(f"Warp takes a network without normalisation, got {self.model!r}")
+        g = activations.get(self.warp_activation)
+        hidden = [(g, f) if self.linear else (f, g) for f in self.model.activations]
+        widths = [n for n in self.model.widths[1:] for _ in range(2)]
+        network = MLP(
+            [self.model.widths[0], *widths],
+            [*(f for pair in hidden for f in pair), activations.IDENTITY],
+        )
+        object.__setattr__(self, "network", network)
+        inner_lr = np.array(self.inner_lr)  # a copy: what becomes of the caller's is his affair
+        inner_lr.flags.writeable = False
+        object.__setattr__(self, "inner_lr", inner_lr)
+        # MAML on the model itself checks the arguments before step sizes change their shape.
+        options = (self.inner_steps, self.first_order, self.inner_weight_decay)
+        MAML(self.model, self.loss, inner_lr, *options, weights=self.weights)
+        alpha = self._with_zeros(self._step_sizes(inner_lr, np.float64))
+        maml = MAML(network, self.loss, alpha, *options, weights=self.weights)
+        object.__setattr__(self, "maml", maml)
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a T-net."""
+        return activations.get(self.warp_activation) is activations.IDENTITY
+
+    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+        """Initial meta-parameters: "theta", and "inner_lr" if it is learned.
+
+        Task layers begin as those of ``model``; linear warp layers as the identity, others at random,
+        as in the code of either paper. So a T-net begins as the network it is made of.
+        """
+        plain = self.model.unpack(self.model.init(rng, dtype))
+        theta = self.network.init(rng, dtype)
+        layers = self.network.unpack(theta)  # views
+        for (W, _), (W_0, _) in zip(layers[::2], plain, strict=True):
+            W[...] = W_0
+        for T, _ in layers[1::2] if self.linear else layers[-1:]:
+            T[...] = np.eye(len(T))
+        params = {"theta": theta}
+        if self.learn_inner_lr:
+            params["inner_lr"] = np.array(self.inner_lr, dtype=dtype)
+        return params
+
+    def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
+        """The mean query loss after adaptation and its exact gradient.
+
+        Parameters and errors are :meth:`npmeta.MAML.meta_gradient`'s, with θ of :attr:`network`.
+        """
+        params = named(params)
+        out = self.maml.meta_gradient(self._of_network(params), tasks)
+        if "inner_lr" in params:
+            sizes = self._step_sizes(params["inner_lr"], out.grad.dtype)
+            by_alpha = out.grads["inner_lr"][:, self._moving(sizes.grid.shape[1])]
+            out = replace(out, grads={**out.grads, "inner_lr": sizes.collect([*by_alpha])})
+        return out
+
+    def adapt(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """Every task's parameters after adaptation, ``(T, P)``, warp layers among them."""
+        return self.maml.adapt(self._of_network(params), support_x, support_y, steps)
+
+    def predict(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        query_x: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """The adapted networks' outputs on query inputs, ``(T, Q, n_out)``."""
+        return self.maml.predict(self._of_network(params), support_x, support_y, query_x, steps)
+
+    def evaluate(
+        self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
+    ) -> Scores:
+        """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` steps."""
+        return self.maml.evaluate(self._of_network(params), tasks, steps)
+
+    # --- step sizes -------------------------------------------------------------------------------
+
+    def _of_network(self, params: ArrayLike | MetaParameters) -> MetaParameters:
+        """Meta-parameters as MAML on the network takes them."""
+        params = named(params)
+        if "inner_lr" not in params:
+            return params
+        sizes = self._step_sizes(params["inner_lr"], np.asarray(params["theta"]).dtype)
+        return {**params, "inner_lr": self._with_zeros(sizes)}
+
+    def _step_sizes(self, inner_lr: ArrayLike, dtype: DTypeLike) -> StepSizes:
+        """Those of the model."""
+        risk = Risk(self.model, self.loss)
+        return StepSizes(inner_lr, risk, self.inner_steps, np.dtype(dtype))
+
+    def _with_zeros(self, sizes: StepSizes) -> Array:
+        """Step sizes by layer or parameter of the network: (α, 0, α, 0, ...)."""
+        moving = self._moving(sizes.grid.shape[1])
+        alpha = np.zeros((len(sizes.grid), moving.size), sizes.grid.dtype)
+        alpha[:, moving] = sizes.grid
+        return alpha
+
+    def _moving(self, n_columns: int) -> Array:
+        """Which layers of the network are task layers; or which parameters, for one size for each."""
+        moving = np.arange(self.network.n_layers) % 2 == 0
+        by_parameter = n_columns == self.model.n_params
+        return np.repeat(moving, self.network.layer_sizes) if by_parameter else moving
