@@ -17,7 +17,7 @@ from tests.algorithms import TIGHT, by_complex_step, one_by_one, with_noise
 from tests.helpers import assert_close
 
 #: Those whose "gradient" is that of the mean query loss after the inner loop, as ``evaluate`` has it.
-EXACT = ["maml", "anil", "boil", "meta-sgd", "lslr", "maml++", "cavia"]
+EXACT = ["maml", "anil", "boil", "warp", "meta-sgd", "lslr", "maml++", "cavia"]
 
 SETTINGS = {"hidden": [4, 3], "activation": ["tanh", "silu"], "shots": 4, "queries": 3}
 

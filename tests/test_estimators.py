@@ -109,7 +109,7 @@ def test_descending_is_adapting_from_where_adapting_has_come_to(name):
     assert_close(streamed.predict(QUERY), expected[0, :, 0], 1e-12, name)
 
 
-@pytest.mark.parametrize("name", ["maml", "anil", "meta-sgd", "cavia"])
+@pytest.mark.parametrize("name", ["maml", "anil", "warp", "meta-sgd", "cavia"])
 def test_descending_twice_on_the_same_rows_is_twice_the_steps(name):
     """A second call goes on where the first stopped; CAVIA's context has moved into a bias."""
     fitted = learner(name, stream="descend").fit(WAVES)

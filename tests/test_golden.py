@@ -205,6 +205,7 @@ def test_every_kind_has_a_case():
         "step_and_parameter",
         "head",
         "body",
+        "every other layer",
         "weights",
         "every other parameter",
     }

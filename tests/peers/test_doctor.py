@@ -629,8 +629,8 @@ def scaled(case):
 
 
 BUGS = {name: bug for name, bug in globals().items() if name in FAULTS}
-#: These need another network or loss, and are tested below.
-OTHER_CASES = {"targets_broadcast", "softmax_twice", "float32"}
+#: These need another network, loss or step sizes, and are tested below, or in test_warp_torch.py.
+OTHER_CASES = {"targets_broadcast", "softmax_twice", "float32", "frozen_adapted", "frozen_zero"}
 
 
 def test_every_mistake_is_made_here():
