@@ -273,6 +273,7 @@ _ENTRIES: tuple[Entry, ...] = (
                 choices=tuple(ACTIVATIONS),
             ),
         ),
+        {"clip": 10.0},
     ),
     Entry(
         "meta-sgd",

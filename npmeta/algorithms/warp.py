@@ -28,19 +28,19 @@ __all__ = ["Warp"]
 class Warp:
     r"""Put a layer behind every layer that inner steps leave alone and the outer loop learns.
 
-    Task layers W, b adapt as in MAML, warp layers T, c stand still in the inner loop. With a linear warp
-    layer, the T-net of Lee & Choi (2018), T stands between the weights and their activation,
+    Task layers W, b adapt as in MAML, warp layers T, c stand still in the inner loop. A linear warp
+    layer, as in the T-nets of Lee & Choi (2018), stands between the weights and their activation,
 
     .. math:: z_l = (a_{l-1} W_l + b_l) \, T_l + c_l, \qquad a_l = f_l(z_l),
 
-    so that a step on W is one on W T preconditioned by :math:`T^\top T`. With an activation g of its own,
-    as in WarpGrad (Flennerhag et al. 2020), it stands behind the activation,
+    so that a step on W is one on W T preconditioned by :math:`T^\top T`. One with an activation g of
+    its own, as in WarpGrad (Flennerhag et al. 2020), stands behind the layer's activation,
 
     .. math:: a_l = g(f_l(a_{l-1} W_l + b_l) \, T_l + c_l).
 
     In both forms a linear one stands behind the last layer, as in T-nets. All T are square. Either
-    way it is MAML on a network twice as deep with step sizes (α, 0, α, 0, ...), exact to second order;
-    WarpGrad's own objective, which does not go back through the inner loop, is not here.
+    way this is MAML on a network twice as deep, with step sizes (α, 0, α, 0, ...), exact to second
+    order. WarpGrad's own objective, which does not go back through the inner loop, is not here.
 
     Parameters
     ----------
@@ -48,8 +48,8 @@ class Warp:
         The task layers, without normalisation.
     loss : str or Loss
     inner_lr : array_like
-        α in any shape that :class:`~npmeta.MAML` takes, for the layers and parameters of ``model``. Warp
-        layers have no step size, so that a learned one cannot set them free.
+        α in any shape that :class:`~npmeta.MAML` takes, for the layers and parameters of ``model``.
+        Warp layers have no step size, so a learned one cannot set them free.
     inner_steps, first_order, inner_weight_decay, learn_inner_lr, weights
         As in :class:`~npmeta.MAML`.
     warp_activation : str or Activation
@@ -123,7 +123,7 @@ class Warp:
         """Initial meta-parameters: "theta", and "inner_lr" if it is learned.
 
         Task layers begin as those of ``model``; linear warp layers as the identity, others at random,
-        as in the code of either paper. So a T-net begins as the network it is made of.
+        as in the code of the two papers. So a T-net begins as the network it is made of.
         """
         plain = self.model.unpack(self.model.init(rng, dtype))
         theta = self.network.init(rng, dtype)

@@ -106,9 +106,7 @@ def _step_size_kinds() -> Iterator[Setting]:
     )
     yield mask("weights", "biases are not adapted", step_sizes="weights")
     yield mask("scattered", "every other parameter is adapted", step_sizes="every other parameter")
-    warp = _family(
-        "warp", step_sizes="every other layer", widths=(4, 6, 6, 8, 8), published_as="warp"
-    )
+    warp = _family("warp", step_sizes="every other layer", widths=(4, 6, 6, 8, 8), published_as="warp")
     yield warp(
         "linear",
         "T-net: every other layer is linear, before the activation, and stands still",
