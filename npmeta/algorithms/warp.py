@@ -26,7 +26,7 @@ __all__ = ["Warp"]
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    r"""Put a layer behind every layer that inner steps leave alone and the outer loop learns.
+    r"""Behind every layer put one that inner steps leave alone and the outer loop learns.
 
     Task layers W, b adapt as in MAML, warp layers T, c stand still in the inner loop. A linear warp
     layer, as in the T-nets of Lee & Choi (2018), stands between the weights and their activation,
