@@ -4,8 +4,9 @@ Notation: for one batch of each of T tasks, ``a_0 = x (T, rows, n_0)``, and for 
 
 .. math:: z_l = a_{l-1} W_l + b_l, \qquad a_l = f_l(z_l) \; (l < L), \qquad o = z_L.
 
-A normalisation may stand between z and the activation (:mod:`npmeta.normalisation`): then
-:math:`a_l = f_l(u_l)` with :math:`u_l` made of :math:`z_l`, and without one :math:`u_l = z_l`.
+A normalisation (:mod:`npmeta.normalisation`) or a learned structure (:mod:`npmeta.structure`) may stand
+between z and the activation: then :math:`a_l = f_l(u_l)` with :math:`u_l` made of :math:`z_l`, and
+without them :math:`u_l = z_l`.
 
 A bar is the derivative of the loss, :math:`\bar a_l = \partial\ell/\partial a_l`, and
 :math:`\delta_l = \partial\ell/\partial z_l`; a dot is the derivative along a direction in parameter
@@ -31,7 +32,9 @@ from npmeta import activations as _activations
 from npmeta._validation import Array, DType, as_dtype, as_parameters, lookup
 from npmeta.activations import Activation
 from npmeta.factored import FactoredBase, InputBase
-from npmeta.normalisation import NORMS, Normalised, PreActivation, Scheduled, pre_activation
+from npmeta.normalisation import NORMS, Normalised
+from npmeta.parts import PreActivation, Scheduled, pre_activation
+from npmeta.structure import OPEN, Structure
 from npmeta.weights import Dense, Layer, OuterSum, Shared, Term, Vector, flatten
 
 __all__ = [
@@ -176,6 +179,9 @@ class MLP:
         How many scales and shifts there are where inner steps do not move them: the first for the
         pass before the first inner step, the next for the pass after it, and so on; beyond the last,
         that one stays. With S sets for S inner steps they are those of MAML++ (Antoniou et al. 2019).
+    structure : Structure, optional
+        What hidden layers learn their activation and their gates from (:mod:`npmeta.structure`), in
+        place of ``activation``; not beside a norm.
 
     Attributes
     ----------
@@ -184,19 +190,21 @@ class MLP:
         One for each hidden layer.
     n_params : int
         P, the length of theta. The order is W_1 (row by row), b_1, W_2, b_2, ...; with normalisation
-        W_1, b_1, scale_1, shift_1, W_2, ... but for the last layer, which has none.
+        W_1, b_1, scale_1, shift_1, W_2, ... but for the last layer, which has none; with a structure
+        mixture and gate in their place.
     layer_sizes : tuple of int
         Parameters in each layer, all its arrays together; they add up to P.
     shapes : tuple of dict
         For each layer the shapes of its arrays, in their order, by the names "weight", "bias",
-        "scale", "shift".
+        "scale", "shift", "mixture", "gate".
 
     Raises
     ------
     ValueError
         If there are fewer than two widths, a width is not a positive integer, the number of
-        activations is not that of the hidden layers, a name is unknown, or there are several sets of
-        scales and shifts and inner steps are to move them.
+        activations is not that of the hidden layers, a name is unknown, there are several sets of
+        scales and shifts and inner steps are to move them, or a structure stands beside a norm or
+        an activation.
 
     Examples
     --------
@@ -215,6 +223,7 @@ class MLP:
         norm: str | None = None,
         adapt_norm: bool = True,
         norm_sets: int = 1,
+        structure: Structure | None = None,
     ) -> None:
         try:
             self.widths = tuple(int(n) for n in widths)
@@ -242,6 +251,13 @@ class MLP:
         if norm_sets > 1 and (norm is None or adapt_norm):
             raise ValueError("norm_sets is for a norm with adapt_norm=False")
         self.norm, self.adapt_norm, self.norm_sets = norm, bool(adapt_norm), norm_sets
+        self.structure = structure
+        if structure is not None:
+            if norm is not None:
+                raise ValueError("a network has a norm or a structure, not both")
+            if activation != "relu":
+                raise ValueError("a structure has its own candidates; leave out the activation")
+            self.activations = (structure.activation,) * n_hidden
         self.shapes = tuple(self._shapes(l) for l in range(len(self.widths) - 1))
         self.layer_sizes = tuple(sum(map(math.prod, own.values())) for own in self.shapes)
         self.n_params = sum(self.layer_sizes)
@@ -252,12 +268,26 @@ class MLP:
         if self.norm is not None and l < len(self.widths) - 2:
             sets = (n_out,) if self.norm_sets == 1 else (self.norm_sets, n_out)
             shapes |= {"scale": sets, "shift": sets}
+        if self.structure is not None and l < len(self.widths) - 2:
+            shapes |= self.structure.shapes(n_out)
         return shapes
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether layers have W and b and nothing else: no norm, no structure."""
+        return self.norm is None and self.structure is None
+
+    @property
+    def adapts_all(self) -> bool:
+        """Whether inner steps move every parameter, those of a norm or a structure too."""
+        if self.structure is not None:
+            return self.structure.adapt
+        return self.norm is None or self.adapt_norm
 
     @property
     def places(self) -> dict[str, slice]:
         """Where theta has each array: ``0.weight``, ``0.bias``, ``1.weight``, ..., and between them
-        ``0.scale`` and ``0.shift`` where layer 0 is normalised."""
+        ``0.scale`` and ``0.shift``, or ``0.mixture`` and ``0.gate``, where layer 0 has them."""
         places, start = {}, 0
         for l, shapes in enumerate(self.shapes):
             for name, shape in shapes.items():
@@ -267,6 +297,8 @@ class MLP:
 
     def with_activation(self, activation: str | Activation | Sequence[str | Activation]) -> MLP:
         """The network with other activations; parameters of one are parameters of the other."""
+        if self.structure is not None:
+            raise ValueError(f"the activations of {self!r} are its structure's candidates")
         return MLP(
             self.widths,
             activation,
@@ -281,6 +313,8 @@ class MLP:
         return len(self.shapes)
 
     def __repr__(self) -> str:
+        if self.structure is not None:
+            return f"MLP({list(self.widths)}, structure={self.structure!r})"
         names = [f.name for f in self.activations]
         shown = names[0] if len(set(names)) == 1 else names
         norm = "" if self.norm is None else f", norm={self.norm!r}"
@@ -291,10 +325,12 @@ class MLP:
     # --- parameters ---------------------------------------------------------------------------
 
     def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> Array:
-        """Random initial parameters ``(P,)``: normal weights, zero biases; scales 1 and shifts 0.
+        """Random initial parameters ``(P,)``: normal weights, zero biases; scales 1, shifts 0,
+        equal shares in a mixture, and gates of 0.95.
 
         W_l has variance g / n_{l-1} with g the gain of the activation it feeds (2 for relu and its
-        relatives, He et al. 2015; 1 for tanh, sigmoid, sin and for the output layer). Draws are made
+        relatives, He et al. 2015; 1 for tanh, sigmoid, sin and for the output layer; the mean of those
+        of a mixture). Draws are made
         in float64, so that float32 parameters are the rounded float64 ones.
 
         Parameters
@@ -310,15 +346,17 @@ class MLP:
         if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise ValueError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
         gains = [f.variance_gain for f in self.activations] + [1.0]
-        begin = {"bias": np.zeros, "scale": np.ones, "shift": np.zeros}
+        begin = {"bias": 0.0, "scale": 1.0, "shift": 0.0, "mixture": 0.0, "gate": OPEN}
         layers = []
         for gain, shapes in zip(gains, self.shapes, strict=True):
             W = rng.normal(scale=math.sqrt(gain / shapes["weight"][0]), size=shapes["weight"])
-            layers.append([W, *(begin[name](own) for name, own in shapes.items() if name in begin)])
+            others = list(shapes.items())[1:]
+            layers.append([W, *(np.full(own, begin[name]) for name, own in others)])
         return self.pack(layers).astype(dtype)
 
     def unpack(self, theta: Array) -> list[tuple[Array, ...]]:
-        """Each layer's ``(W, b)`` as views of theta; of a normalised layer ``(W, b, scale, shift)``.
+        """Each layer's ``(W, b)`` as views of theta; of a normalised layer ``(W, b, scale, shift)``, of
+        one with a structure W, b, and mixture or gate or both.
 
         Parameters
         ----------
@@ -328,7 +366,8 @@ class MLP:
         -------
         list of tuples
             W ``(n_in, n_out)``; b, scale and shift ``(n_out,)``, or ``(norm_sets, n_out)`` where there
-            are several sets; with a leading task axis if theta has one.
+            are several sets; mixture ``(K,)`` and gate ``(n_out,)``; with a leading task axis if theta
+            has one.
         """
         theta = as_parameters(theta, self.n_params)
         layers, start = [], 0
@@ -352,7 +391,7 @@ class MLP:
         """
         if len(layers) != self.n_layers:
             raise ValueError(f"expected {self.n_layers} layers, got {len(layers)}")
-        letters = {"weight": "W", "bias": "b", "scale": "scale", "shift": "shift"}
+        letters = {"weight": "W", "bias": "b"}
         flat = []
         for l, (shapes, given) in enumerate(zip(self.shapes, layers, strict=True)):
             arrays = [np.asarray(array) for array in given]
@@ -360,7 +399,9 @@ class MLP:
             if [array.shape for array in arrays] != [(*lead, *own) for own in shapes.values()] or (
                 len(lead) > 1
             ):
-                expected = " and ".join(f"{letters[name]} {own}" for name, own in shapes.items())
+                expected = " and ".join(
+                    f"{letters.get(name, name)} {own}" for name, own in shapes.items()
+                )
                 every, none = ("both", "neither") if len(shapes) == 2 else ("all", "none")
                 raise ValueError(
                     f"layer {l} must have {expected}, {every} or {none} with a task axis in front; got "
@@ -379,7 +420,7 @@ class MLP:
         """
         arrays = self.unpack(theta)
         if np.ndim(theta) == 2:
-            return self.normalised([Dense(W, b) for W, b, *_ in arrays], arrays)
+            return self.in_parts([Dense(W, b) for W, b, *_ in arrays], arrays)
         kinds: list[type[Shared]] = [Shared] * self.n_layers
         if forms is not None:
             factored = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
@@ -387,25 +428,26 @@ class MLP:
                 k if form == "factored" else Shared for k, form in zip(factored, forms, strict=True)
             ]
         layers = [kind(W, b) for kind, (W, b, *_) in zip(kinds, arrays, strict=True)]
-        return self.normalised(layers, arrays)
+        return self.in_parts(layers, arrays)
 
-    def normalised(self, layers: Sequence[Layer], arrays: Sequence[Sequence[Array]]) -> list[Layer]:
-        """Layers, and behind the hidden ones the normalisation, if there is one. ``arrays`` are the
-        parameters of all of them as :meth:`unpack` returns them."""
-        if self.norm is None:
+    def in_parts(self, layers: Sequence[Layer], arrays: Sequence[Sequence[Array]]) -> list[Layer]:
+        """Layers, and behind the hidden ones the normalisation or the structure, if there is one.
+        ``arrays`` are the parameters of all of them as :meth:`unpack` returns them."""
+        if self.is_plain:
             return [*layers]
-        pairs = zip(layers[:-1], arrays[:-1], strict=True)
-        return [
-            *(
-                Normalised(layer, self._held(scale), self._held(shift), self.norm)
-                for layer, (_, _, scale, shift) in pairs
-            ),
-            layers[-1],
-        ]
+        hidden = zip(layers[:-1], arrays[:-1], strict=True)
+        return [*(self._in_parts(layer, further) for layer, (_, _, *further) in hidden), layers[-1]]
+
+    def _in_parts(self, layer: Layer, further: Sequence[Array]) -> Layer:
+        held = [self._held(values) for values in further]
+        if self.structure is not None:
+            return self.structure.block(layer, held)
+        scale, shift = held
+        return Normalised(layer, scale, shift, self.norm)
 
     def _held(self, values: Array) -> Vector | Scheduled:
-        """γ, or β, as inner steps are to treat it."""
-        if self.adapt_norm:
+        """Parameters beside W and b as inner steps are to treat them."""
+        if self.adapts_all:
             return Vector(values)
         return Scheduled(values[..., None, :] if self.norm_sets == 1 else values)
 

@@ -13,8 +13,9 @@ import npmeta as nm
 from npmeta.activations import ACTIVATIONS
 from npmeta.cli import main
 from npmeta.config import Config
-from npmeta.normalisation import EPS, NORMS, PreActivation, pre_activation
+from npmeta.normalisation import EPS, NORMS
 from npmeta.options import preset
+from npmeta.parts import PreActivation, pre_activation
 from npmeta.runs import Run
 from npmeta.verification import oracle
 from npmeta.verification.golden_files import load_answers, load_problem, save_problem

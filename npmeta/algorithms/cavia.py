@@ -79,8 +79,8 @@ class CAVIA:
                 f"n_context must be from 1 to {self.model.widths[0] - 1} for a network with "
                 f"{self.model.widths[0]} inputs, got {self.n_context}"
             )
-        if self.model.norm is not None:
-            raise ValueError(f"CAVIA takes no normalised network, got {self.model!r}")
+        if not self.model.is_plain:
+            raise ValueError(f"CAVIA takes no normalised network and no structure, got {self.model!r}")
         if np.ndim(self.inner_lr) or not np.isfinite(self.inner_lr):
             raise ValueError(f"inner_lr must be one finite number, got {self.inner_lr!r}")
         check_steps(self.inner_steps, "inner_steps")

@@ -106,8 +106,11 @@ class IMAML:
             object.__setattr__(self, name, float(number))
         check_steps(self.inner_steps, "inner_steps")
         check_steps(self.solve_steps, "solve_steps")
-        if isinstance(self.model, MLP) and not self.model.adapt_norm:
-            raise ValueError("iMAML moves all parameters; it takes no network with adapt_norm=False")
+        if isinstance(self.model, MLP) and not self.model.adapts_all:
+            raise ValueError(
+                "iMAML moves all parameters; it takes no network with adapt_norm=False, nor one whose "
+                "structure has adapt=False"
+            )
         if isinstance(self.model, MLP):
             objective: Objective = Risk(self.model, "mse" if self.loss is None else self.loss)
         elif self.loss is not None:

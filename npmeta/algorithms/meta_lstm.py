@@ -148,9 +148,10 @@ class MetaLSTM:
     def __post_init__(self) -> None:
         if not isinstance(self.model, MLP):
             raise ValueError(f"model must be an MLP, got {type(self.model).__name__}")
-        if self.model.norm is not None and not self.model.adapt_norm:
+        if not self.model.adapts_all:
             raise ValueError(
-                "the LSTM moves all parameters, those of a norm too: adapt_norm must be true"
+                "the LSTM moves all parameters, those of a norm or a structure too: adapt_norm must be "
+                "true, and a structure's adapt"
             )
         if np.ndim(self.inner_lr) or not 0 < self.inner_lr < 1:
             raise ValueError(f"inner_lr must be a number between 0 and 1, got {self.inner_lr!r}")

@@ -160,8 +160,10 @@ def _gathered(
     read: Callable[[Any, str], Any],
 ) -> Array:
     """theta from what ``read(array, name)`` makes of each array."""
-    if model is not None and model.norm is not None:
-        raise ValueError(f"interop has no place for normalisation, and the model is {model!r}")
+    if model is not None and not model.is_plain:
+        raise ValueError(
+            f"interop has no place for normalisation or structure, and the model is {model!r}"
+        )
     structure, layers = find_layers(params, layout, order, model.widths if model else None)
     found = widths_of(layers)
     if model is not None and model.widths != found:

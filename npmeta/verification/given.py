@@ -192,16 +192,16 @@ def layers(risk: Risk, phi: Array) -> list[Layer]:
         ]
         for l, shapes in enumerate(model.shapes)
     ]
-    return model.normalised([Dense(W, b) for W, b, *_ in arrays], arrays)
+    return model.in_parts([Dense(W, b) for W, b, *_ in arrays], arrays)
 
 
 def _scheduled(objective: Objective) -> tuple[Array, Array]:
-    """``moves`` and ``before``: inner steps leave scales and shifts alone where the network says so,
-    and go on to the next set of them, if there are several."""
+    """``moves`` and ``before``: inner steps leave all but weights and biases alone where the network
+    says so, and go on to the next set of scales and shifts, if there are several."""
     moves, before = np.ones(objective.n_params), np.arange(objective.n_params)
-    if isinstance(objective, Risk) and not objective.model.adapt_norm:
+    if isinstance(objective, Risk) and not objective.model.adapts_all:
         for name, place in objective.model.places.items():
-            if name.endswith(("scale", "shift")):
+            if not name.endswith(("weight", "bias")):
                 moves[place] = 0
                 sets = before[place].reshape(objective.model.norm_sets, -1)  # a view
                 sets[:-1] = sets[1:]

@@ -246,8 +246,8 @@ class GoldenCase:
         return [name for name, place in self.problem.blocks.items() if sizes[:, place].any()]
 
     def _hidden(self) -> Iterator[Array]:
-        """What all hidden layers hand to their activations, in all passes."""
-        yield from (pre.u for at in self._forward() for pre in at.pre)
+        """What may lie at kinks in all hidden layers, in all passes."""
+        yield from (pre.kinked for at in self._forward() for pre in at.pre)
 
     def _forward(self) -> Iterator[Any]:
         given = self._given

@@ -54,7 +54,7 @@ def at_kinks(
 
 
 def _kinked_units(given: Given, theta: Array) -> Iterator[tuple[Array, float, Array]]:
-    """For every pass, hidden layer and kink of its activation: what the activation is given, the kink,
+    """For every pass, hidden layer and kink of its activation: what may lie at it, the kink,
     and the former with all terms of its sum made positive."""
     if not isinstance(given.objective, Risk):
         return
@@ -67,4 +67,4 @@ def _kinked_units(given: Given, theta: Array) -> Iterator[tuple[Array, float, Ar
         for f, layer, a, pre in zip(model.activations, positive, at.a[:-1], at.pre, strict=True):
             terms = pre.terms(layer.act(np.abs(a)))
             for kink in f.kinks:
-                yield pre.u, kink, terms
+                yield pre.kinked, kink, terms

@@ -47,7 +47,7 @@ class Spans:
         x, n, first = support[0], model.widths[0], model.places["0.weight"]
         # Some mistakes score a task on the rows of its neighbours.
         rows = [x, *(np.roll(query[0], shift, axis=0) for shift in (0, -1, 1))]
-        if sum(part.shape[1] for part in rows) > WIDEST * n or model.norm is not None:
+        if sum(part.shape[1] for part in rows) > WIDEST * n or not model.is_plain:
             return None
         if np.ptp(step_sizes[:, first], axis=1).any():
             return None

@@ -54,7 +54,7 @@ def _shape(problem: Problem, name: str) -> Sequence[int]:
 def _orders(problem: Problem) -> Iterator[Variant]:
     names = list(problem.blocks)
     seen = [names]
-    plain = problem.model is not None and problem.model.norm is None  # orders of pairs
+    plain = problem.model is not None and problem.model.is_plain  # orders of pairs
     for how, order in ORDERS.items() if plain else ():
         if order(names) not in seen:
             seen.append(order(names))
