@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from npmeta import algorithms, tasks
 from npmeta.activations import Activation
 from npmeta.algorithms import MAML, MetaGradient, Scores
+from npmeta.found_structure import harden, structure_report
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
 from npmeta.objective import Linearization, Objective, Risk
+from npmeta.structure import Structure
 from npmeta.tasks import TaskBatch
 from npmeta.training import evaluate, meta_train
 from npmeta.vector_objectives import FunctionObjective, Quadratic
@@ -36,12 +38,15 @@ __all__ = [
     "Quadratic",
     "Risk",
     "Scores",
+    "Structure",
     "TaskBatch",
     "__version__",
     "algorithms",
     "diagnose",
     "evaluate",
+    "harden",
     "meta_train",
+    "structure_report",
     "tasks",
     "verification",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``npmeta train | evaluate | adapt | plot | list | check | doctor | golden``."""
+"""The command line: ``npmeta train | evaluate | adapt | plot | structure | list | check | ...``."""
 
 from __future__ import annotations
 
@@ -103,6 +103,14 @@ def _make_parser() -> argparse.ArgumentParser:
     plot = commands.add_parser("plot", help="draw a run's pictures again", allow_abbrev=False)
     plot.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     plot.add_argument("--out", metavar="FOLDER", type=Path, help="default: the run's folder")
+
+    structure = commands.add_parser(
+        "structure", help="show the structure that a run has learned", allow_abbrev=False
+    )
+    structure.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    structure.add_argument("--tasks", type=_whole, metavar="N", help="tasks (default: the run's 600)")
+    structure.add_argument("--steps", type=_whole, metavar="S", help="inner steps (default: the run's)")
+    structure.add_argument("--picture", metavar="PNG", type=Path, help="draw mixtures and gates")
 
     shown = commands.add_parser(
         "list", help="show algorithms, tasks, presets, activations and losses", allow_abbrev=False
@@ -325,6 +333,10 @@ def _run(argv: Sequence[str] | None) -> int:
     if args.command == "adapt":
         return commands.adapt_run(
             args.run, support=args.support, query=args.query, steps=args.steps, out=args.out
+        )
+    if args.command == "structure":
+        return commands.show_structure(
+            args.run, n_tasks=args.tasks, steps=args.steps, picture=args.picture
         )
     if args.command == "list":
         return commands.list_all() if args.algorithm is None else commands.describe(args.algorithm)

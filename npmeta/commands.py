@@ -17,9 +17,10 @@ from npmeta import __version__, optimizers
 from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.activations import ACTIVATIONS
-from npmeta.algorithms import Scores
+from npmeta.algorithms import Scores, StructuredMAML
 from npmeta.algorithms.base import MetaLearner
 from npmeta.config import Config, TaskDistribution
+from npmeta.found_structure import structure_report
 from npmeta.losses import LOSSES
 from npmeta.options import PRESETS, TASKS
 from npmeta.parallel import Sharded, default_shard_size
@@ -44,6 +45,7 @@ __all__ = [
     "list_faults",
     "plot_run",
     "resume_run",
+    "show_structure",
     "start_run",
 ]
 
@@ -478,6 +480,31 @@ def _draw(
     return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
+# --- structure --------------------------------------------------------------------------------------
+
+
+def show_structure(
+    folder: Path, *, n_tasks: int | None, steps: int | None, picture: Path | None
+) -> int:
+    """The structure that a run has learned, and what becomes of test scores if it is hardened."""
+    _check_picture(picture)
+    run = Run(folder)
+    tasks = run.config.tasks()
+    algorithm = run.config.algorithm(tasks.n_in, tasks.n_out)
+    if not isinstance(algorithm, StructuredMAML):
+        raise ValueError(f"{folder} is of {run.config['algorithm']}, which learns no structure")
+    n_tasks = run.config["eval_tasks"] if n_tasks is None else n_tasks
+    batch = tasks.sample(run.config["seed"], 0, n_tasks, split="test")
+    steps = run.config["eval_steps"] if steps is None else steps
+    report = structure_report(algorithm, run.load().params, batch, steps)
+    print(report)
+    if picture is not None:
+        from npmeta import plots
+
+        print(f"\n{plots.save(plots.structure(report), picture)}")
+    return 0
+
+
 # --- list -------------------------------------------------------------------------------------------
 
 
@@ -546,16 +573,21 @@ def examine(case: Path, answers: Path, phi: Path | None, picture: Path | None) -
     from npmeta.verification import diagnose
     from npmeta.verification.golden_files import load_answers, load_problem
 
-    if picture is not None and not picture.resolve().parent.is_dir():
-        raise ValueError(f"cannot write {picture}: its folder does not exist")
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise ValueError(f"cannot write {picture}: pictures are PNG; name one that ends in .png")
+    _check_picture(picture)
     problem = load_problem(case)
     found = diagnose(problem, *load_answers(answers, problem, phi, case.resolve().name))
     print(found)
     if picture is not None:
         print(f"\n{found.save_picture(picture)}")
     return 0 if found.verdict == "pass" else 1
+
+
+def _check_picture(picture: Path | None) -> None:
+    """Raise ValueError if a picture is asked for where none can be written."""
+    if picture is not None and not picture.resolve().parent.is_dir():
+        raise ValueError(f"cannot write {picture}: its folder does not exist")
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ValueError(f"cannot write {picture}: pictures are PNG; name one that ends in .png")
 
 
 def list_faults() -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npmeta import found_structure
 from npmeta._validation import Array
 from npmeta.algorithms import Scores
 from npmeta.algorithms.base import MetaLearner
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from npmeta.found_structure import StructureReport
     from npmeta.verification import Report
 
-__all__ = ["curves", "drawings", "remainders", "save", "scores", "waves"]
+__all__ = ["curves", "drawings", "remainders", "save", "scores", "structure", "waves"]
 
 # A palette that keeps its order of lightness in grey and for colour-blind readers.
 INK, BEFORE, MIDDLE, AFTER, POINT = "#222222", "#9aa5b1", "#f0a202", "#1d70b8", "#d1342f"
@@ -187,6 +189,34 @@ def curves(rows: Sequence[Mapping[str, float]], loss_name: str) -> Figure:
         axes[0, 1].set_ylabel("accuracy on validation tasks")
     for ax in axes[0]:
         ax.set_xlabel("iteration")
+    return figure
+
+
+def structure(report: StructureReport) -> Figure:
+    """For each hidden layer the shares of its mixture, and its gates from open to closed.
+
+    Parameters
+    ----------
+    report : StructureReport
+        From :func:`npmeta.structure_report`.
+    """
+    n_rows = max(len(report.layers), 1)
+    figure, axes = _figure(n_rows, 2, size=(7.6, 1.0 + 1.9 * n_rows), squeeze=False, sharex="col")
+    for l, (layer, (shares, gates)) in enumerate(zip(report.layers, axes, strict=True), 1):
+        names = list(layer.shares)
+        colours = [AFTER if name == layer.leading else BEFORE for name in names]
+        shares.barh(names, [100 * layer.shares[name] for name in names], color=colours)
+        shares.set_xlim(0, 100)
+        shares.invert_yaxis()
+        shares.set_title(f"layer {l}: activation", fontsize=11)
+        ordered = np.sort(layer.gates)[::-1]
+        gates.step(np.arange(1, len(ordered) + 1), ordered, where="mid", color=AFTER)
+        for limit in (found_structure.OPEN, found_structure.CLOSED):
+            gates.axhline(limit, color=BEFORE, lw=0.8, ls=":")
+        gates.set_ylim(-0.02, 1.02)
+        gates.set_title(f"layer {l}: gates", fontsize=11)
+    axes[-1, 0].set_xlabel("share in %")
+    axes[-1, 1].set_xlabel("units, the most open first")
     return figure
 
 

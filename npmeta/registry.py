@@ -31,6 +31,7 @@ from npmeta.algorithms import (
     Scratch,
     SiameseNetwork,
     SineOracle,
+    StructuredMAML,
     Warp,
     anil,
     boil,
@@ -55,6 +56,7 @@ from npmeta.options import (
     TASKS,
     Option,
 )
+from npmeta.structure import Structure
 
 __all__ = ["ALGORITHMS", "DEFAULT", "OPTIONS", "Entry", "on_network", "options_of"]
 
@@ -146,6 +148,23 @@ def _cavia(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     return on_network(CAVIA)(n_in + values["n_context"], n_out, values)
 
 
+def _structured(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    if values["activation"] != ["relu"] or values["norm"] != "none":
+        raise ValueError("structured has --candidates in place of an activation, and takes no norm")
+    structure = Structure(values["candidates"], values["gates"], values["adapt_structure"])
+    return StructuredMAML(
+        MLP([n_in, *values["hidden"], n_out], structure=structure),
+        values["loss"],
+        inner_lr(values),
+        values["inner_steps"],
+        values["first_order"],
+        values["inner_weight_decay"],
+        values["learn_inner_lr"],
+        gate_pressure=values["gate_pressure"],
+        mixture_pressure=values["mixture_pressure"],
+    )
+
+
 def _oracle(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
     low, high = values["frequency"]
     if low != high:
@@ -219,6 +238,29 @@ def _mann(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
 _FINE_TUNING = (INNER_LR, INNER_LR_PER, INNER_STEPS, INNER_WEIGHT_DECAY)
 _ONE_INNER_LR = replace(INNER_LR, help="inner step size, one number")
 _INNER_LOOP = (_ONE_INNER_LR, INNER_STEPS, FIRST_ORDER, INNER_WEIGHT_DECAY)
+
+_STRUCTURED_OPTIONS = (
+    Option(
+        "model",
+        "candidates",
+        str,
+        ["relu", "tanh", "sin"],
+        "activations that those of the hidden layers are mixtures of",
+        choices=tuple(ACTIVATIONS),
+        length=(1, 10_000),
+    ),
+    Option("model", "gates", bool, True, "a gate for every hidden unit"),
+    Option("model", "adapt_structure", bool, True, "move mixtures and gates in the inner loop"),
+    Option("algorithm", "gate_pressure", float, 0.0, "weight of the mean gate in the meta-loss", low=0),
+    Option(
+        "algorithm",
+        "mixture_pressure",
+        float,
+        0.0,
+        "weight of the mixtures' mean entropy in the meta-loss",
+        low=0,
+    ),
+)
 
 #: What has classes.
 _CLASSIFIED = ("omniglot", "table")
@@ -335,6 +377,13 @@ _ENTRIES: tuple[Entry, ...] = (
             "clip": 10.0,
             "eval_steps": 5,
         },
+    ),
+    Entry(
+        "structured",
+        "MAML with activations that are learned mixtures, and a gate for every unit",
+        "Elsken, Staffler, Metzen & Hutter 2020",
+        _structured,
+        (*_FINE_TUNING, FIRST_ORDER, LEARN_INNER_LR, *_STRUCTURED_OPTIONS),
     ),
     Entry(
         "reptile",

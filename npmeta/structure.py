@@ -77,8 +77,7 @@ class Structure:
     Examples
     --------
     >>> import numpy as np, npmeta as nm
-    >>> from npmeta.structure import Structure
-    >>> model = nm.MLP([1, 40, 40, 1], structure=Structure(("relu", "tanh", "sin")))
+    >>> model = nm.MLP([1, 40, 40, 1], structure=nm.Structure(("relu", "tanh", "sin")))
     >>> mixture = model.places["0.mixture"]
     >>> theta = model.init(np.random.default_rng(0))
     >>> theta.shape, theta[mixture]
@@ -240,8 +239,9 @@ class Mixed(PreActivation):
         slope_dot = self.curvature * dot.z
         if dot.p is not None:
             slope_dot = slope_dot + self._mix(dot.p, self.df)
-        m_bar_dot = self._gated_dot(dot, u_bar, u_bar_dot)
-        return self.slope * m_bar_dot + slope_dot * self._gated(u_bar)
+        m_bar, m_bar_dot = self._gated(u_bar), self._gated_dot(dot, u_bar, u_bar_dot)
+        delta_dot: Array = self.slope * m_bar_dot + slope_dot * m_bar
+        return delta_dot
 
     def gradient(self, layer: OuterSum, u_bar: Array) -> Structured:
         mixture = gate = None
@@ -285,8 +285,8 @@ class Mixed(PreActivation):
 
     def _gated_dot(self, dot: MixedDot, v: Array, v_dot: Array) -> Array:
         """g ∘ v̇ + ġ ∘ v."""
-        gated: Array = self._gated(v_dot) if dot.g is None else self._gated(v_dot) + dot.g * v
-        return gated
+        gated = self._gated(v_dot)
+        return gated if dot.g is None else gated + dot.g * v
 
     def _jacobian(self, v: Array) -> Array:
         """J(v) for ``v (K,)`` or ``(T, K)``."""

@@ -1,0 +1,100 @@
+"""MAML that learns the network's structure beside its initialisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from npmeta._validation import Array
+from npmeta.adaptation import StepSizes
+from npmeta.algorithms.base import MetaGradient
+from npmeta.algorithms.maml import MAML
+from npmeta.mlp import MLP
+from npmeta.objective import Batch
+from npmeta.structure import gates_of, shares_of
+
+__all__ = ["StructuredMAML"]
+
+
+@dataclass(frozen=True, eq=False)
+class StructuredMAML(MAML):
+    r"""MAML on a network whose activations are mixtures and whose units have gates.
+
+    .. math:: \min_\theta \; \frac1T \sum_t L^Q_t(\varphi_{t,S})
+              + \lambda_g \operatorname{mean}(g) + \lambda_p \operatorname{mean}_l H(p_l), \qquad
+              \theta = (W_l, b_l, \mu_l, \gamma_l)_l, \quad p = \operatorname{softmax}(\mu), \;
+              g = \sigma(\gamma).
+
+    The two pressures act on what the inner loop begins with: λ_g closes gates that are not worth it,
+    λ_p makes mixtures decide (H is the entropy). They are part of the meta-loss and of its gradient,
+    not of the tasks' losses.
+
+    MetaNAS (Elsken, Staffler, Metzen & Hutter 2020) meta-learns a structure together with the weights
+    and adapts it to tasks, there with Reptile, without second derivatives. Here they are exact, cross
+    terms of weights and structure included.
+
+    Parameters
+    ----------
+    model : MLP
+        With a :class:`~npmeta.structure.Structure`, which says whether inner steps move it.
+    loss, inner_lr, inner_steps, first_order, inner_weight_decay, learn_inner_lr, weights
+        As in :class:`~npmeta.MAML`.
+    gate_pressure, mixture_pressure : float
+        λ_g and λ_p, at least 0.
+
+    Raises
+    ------
+    ValueError
+        If the model has no structure, or lacks what a pressure is to act on; or as MAML does.
+    """
+
+    gate_pressure: float = 0.0
+    mixture_pressure: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.model, MLP) or self.model.structure is None:
+            raise ValueError(f"model must be an MLP with a structure, got {self.model!r}")
+        for name, part in (("gate_pressure", "gate"), ("mixture_pressure", "mixture")):
+            number = getattr(self, name)
+            if np.ndim(number) or not 0 <= number < np.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {number!r}")
+            object.__setattr__(self, name, float(number))
+            if number and not self._places(part):
+                raise ValueError(f"{name} has nothing to act on: {self.model!r} has no {part}")
+
+    def _of_chunk(
+        self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
+    ) -> MetaGradient:
+        out = super()._of_chunk(theta, alpha, support, query, learns)
+        penalty, gradient = self._penalty(theta)
+        grads = {**out.grads, "theta": out.grad + gradient}
+        return MetaGradient(out.loss + penalty, grads, out.task_loss, out.hessian)
+
+    def _penalty(self, theta: Array) -> tuple[float, Array]:
+        """λ_g mean(g) + λ_p mean H(p), and its gradient ``(P,)``."""
+        penalty, gradient = 0.0, np.zeros_like(theta)
+        if self.gate_pressure:
+            places = self._places("gate")
+            g = [gates_of(theta[place]) for place in places]
+            share = self.gate_pressure / sum(map(len, g))
+            for place, gates in zip(places, g, strict=True):
+                penalty += share * float(gates.sum())
+                gradient[place] = share * gates * (1 - gates)
+        if self.mixture_pressure:
+            places = self._places("mixture")
+            share = self.mixture_pressure / len(places)
+            for place in places:
+                p = shares_of(theta[place])
+                below = theta[place] - theta[place].max()
+                log_p = below - np.log(np.exp(below).sum())  # finite where p itself is 0
+                entropy = -(p * log_p).sum()
+                penalty += share * float(entropy)
+                gradient[place] = -share * p * (log_p + entropy)
+        return penalty, gradient
+
+    def _places(self, part: str) -> list[slice]:
+        """Where theta has the gates, or the mixture, of each layer."""
+        assert isinstance(self.model, MLP)
+        return [place for name, place in self.model.places.items() if name.endswith(part)]
