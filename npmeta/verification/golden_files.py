@@ -28,6 +28,7 @@ from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.algorithms import MAML
 from npmeta.mlp import MLP
+from npmeta.structure import Structure
 from npmeta.tasks import TaskBatch
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.verification.golden_tensors import load_arrays, npz_bytes
@@ -97,8 +98,11 @@ def posed(folder: PathLike, case: dict[str, Any], tensors: dict[str, Array]) -> 
     if missing:
         raise ValueError(f"{Path(folder) / 'case.json'} has no {missing[0]!r}")
     file = Path(folder) / "tensors.npz"
-    norm = {name: case[name] for name in NORM if name in case}
-    model = MLP(case["widths"], case["activation"], **norm)
+    if "structure" in case:
+        model = MLP(case["widths"], structure=Structure(**case["structure"]))
+    else:
+        norm = {name: case[name] for name in NORM if name in case}
+        model = MLP(case["widths"], case["activation"], **norm)
     theta = _joined(tensors, "theta", model, file)
     parts = []
     for part in ("support.x", "support.y", "query.x", "query.y"):
@@ -136,17 +140,30 @@ def described(problem: Problem) -> dict[str, Any]:
     """What ``case.json`` has to say of a problem."""
     assert problem.risk is not None
     model = problem.risk.model
-    norm = {} if model.norm is None else {name: getattr(model, name) for name in NORM}
+    between: dict[str, Any] = {}
+    if model.norm is not None:
+        between = {name: getattr(model, name) for name in NORM}
+    if model.structure is not None:
+        between = {"structure": structure_of(model.structure)}
     return {
         "widths": list(model.widths),
         "activation": [f.name for f in model.activations],
-        **norm,
+        **between,
         "inner_loss": problem.risk.loss.name,
         "inner_lr": np.asarray(problem.maml.inner_lr).tolist(),
         "inner_steps": problem.S,
         "inner_weight_decay": problem.maml.inner_weight_decay,
         "layout": "in_out",
         "parameter_order": list(problem.blocks),
+    }
+
+
+def structure_of(structure: Structure) -> dict[str, Any]:
+    """What makes it again."""
+    return {
+        "candidates": list(structure.names),
+        "gates": structure.gates,
+        "adapt": structure.adapt,
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from npmeta._validation import Array
 from npmeta.activations import Activation
 from npmeta.algorithms import MAML
+from npmeta.mlp import MLP
 from npmeta.tasks import TaskBatch
 from npmeta.verification.computation import evaluate
 from npmeta.verification.problem import Problem
@@ -118,7 +119,7 @@ class Noise:
         margin = 10 * min(max(self.of(Recipe(), precision), FLOOR[precision]), CEILING)
         changes = []
         for side in (-margin, margin):
-            leaning = model.with_activation([_leaning(f, side) for f in model.activations])
+            leaning = _all_leaning(model, side)
             other = MAML(
                 leaning,
                 maml.loss,
@@ -129,6 +130,14 @@ class Noise:
             moved = Problem(other, self.problem.theta, self.problem.tasks).gradient
             changes.append(relative(moved, self.problem.gradient))
         return max(changes)
+
+
+def _all_leaning(model: MLP, side: float) -> MLP:
+    """The network with :func:`_leaning` activations, or candidates."""
+    if model.structure is None:
+        return model.with_activation([_leaning(f, side) for f in model.activations])
+    candidates = [_leaning(f, side) for f in model.structure.functions]
+    return MLP(model.widths, structure=replace(model.structure, candidates=candidates))
 
 
 def _leaning(f: Activation, side: float) -> Activation:

@@ -91,7 +91,7 @@ def _weight_decay(problem: Problem) -> Iterator[Variant]:
 
 
 def _other_activation(problem: Problem) -> Iterator[Variant]:
-    if problem.model is None or not problem.model.activations:
+    if problem.model is None or not problem.model.activations or problem.model.structure is not None:
         return
     names = {f.name for f in problem.model.activations}
     # The nearest relative first: it is what one name means in another framework.
