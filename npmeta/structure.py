@@ -115,10 +115,11 @@ class Structure:
     @property
     def activation(self) -> Activation:
         """What follows in the passes: the identity, with the kinks of all candidates and their mean
-        gain."""
+        gain. Its name is that of no activation."""
         kinks = sorted({kink for f in self.functions for kink in f.kinks})
         gain = sum(f.variance_gain for f in self.functions) / len(self.functions)
-        return Activation("+".join(self.names), _unchanged, _ones, None, tuple(kinks), gain)
+        name = "+".join(self.names) + (", gated" if self.gates else "")
+        return Activation(name, _unchanged, _ones, None, tuple(kinks), gain)
 
     def shapes(self, n: int) -> dict[str, tuple[int, ...]]:
         """The arrays of a layer of n units, after weight and bias."""

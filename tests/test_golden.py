@@ -195,7 +195,8 @@ def test_inputs_are_those_of_this_version():
 
 def test_every_kind_has_a_case():
     maml = [setting for setting in SETTINGS if setting.algorithm == "maml"]
-    assert {f.name for s in maml for f in s.model.activations} == set(ACTIVATIONS)
+    plain = [setting.model for setting in maml if setting.structure is None]
+    assert {f.name for model in plain for f in model.activations} == set(ACTIVATIONS)
     assert {s.loss for s in maml} == set(LOSSES)
     assert {s.step_sizes for s in maml if isinstance(s.step_sizes, str)} == {
         "layer",
@@ -294,7 +295,11 @@ def test_expected_values_are_npmetas_own(suite):
         case, arrays = document(suite, id), tensors(suite, id)
         names, T, S = case["parameter_order"], case["sizes"]["T"], case["inner_steps"]
         norm = {name: case[name] for name in ("norm", "adapt_norm") if name in case}
-        model = nm.MLP(case["widths"], case["activation"], **norm)
+        model = (
+            nm.MLP(case["widths"], structure=nm.Structure(**case["structure"]))
+            if "structure" in case
+            else nm.MLP(case["widths"], case["activation"], **norm)
+        )
         maml = nm.MAML(
             model,
             case["inner_loss"],

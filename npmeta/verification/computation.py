@@ -186,7 +186,12 @@ def _mask(objective: Objective, adapted: str) -> Array:
     head = objective.model.n_layers - 1
     for name, place in objective.model.places.items():
         layer, kind = name.split(".")
-        moves = {"weights": kind == "weight", "head": int(layer) == head, "body": int(layer) < head}
+        moves = {
+            "weights": kind == "weight",
+            "head": int(layer) == head,
+            "body": int(layer) < head,
+            "no structure": kind in ("weight", "bias"),
+        }
         mask[place] = moves[adapted]
     return mask
 
@@ -262,7 +267,7 @@ def _pull_back(path: Path, choices: Backward, cotangent: Array) -> Array:
         moved = unbent if choices.linearised or at_theta else lam
         m = momentum * m + path.step_sizes[s] * moved
         if choices.curvature:
-            bent = hessian(s).hvp(m)
+            bent = hessian(s).hvp(m) if choices.coupled else _uncoupled(path, hessian(s), m)
             if w:
                 bent = bent + w * m
             lam = (lam if choices.identity else 0) - choices.curvature * bent
@@ -272,6 +277,13 @@ def _pull_back(path: Path, choices: Backward, cotangent: Array) -> Array:
             injected = choices.leak * path.support(s).grad
             lam, unbent = lam + injected, unbent + injected
     return lam
+
+
+def _uncoupled(path: Path, lin: Linearization, m: Array) -> Array:
+    """H m without the terms that weights and structure have in common."""
+    weights = _mask(path.objective, "no structure")
+    bent: Array = weights * lin.hvp(weights * m) + (1 - weights) * lin.hvp((1 - weights) * m)
+    return bent
 
 
 # --- from the tasks' gradients to what is handed over ---------------------------------------------

@@ -23,7 +23,12 @@ from npmeta.verification.given import Given, layers, value_and_gradient
 from npmeta.verification.golden_families import SUITE_VERSION
 from npmeta.verification.golden_files import described, named_arrays, tensors_of
 from npmeta.verification.golden_settings import Setting
-from npmeta.verification.golden_words import ACTIVATION_FORMULAS, LOSS_FORMULAS, normalisation
+from npmeta.verification.golden_words import (
+    ACTIVATION_FORMULAS,
+    LOSS_FORMULAS,
+    normalisation,
+    structure,
+)
 from npmeta.verification.noise import CEILING_OF_MISTAKES, Noise, relative
 from npmeta.verification.oracle import Reference, complex_step, extended, meta_gradient, richardson
 from npmeta.verification.problem import Problem
@@ -230,9 +235,10 @@ class GoldenCase:
                     "derivative_at_0": float(f.df(np.zeros(1), f.f(np.zeros(1)))[0]),
                     "kinks": list(f.kinks),
                 }
-                for f in model.activations
+                for f in (model.structure.functions if model.structure else model.activations)
             ],
             **normalisation(model),
+            **structure(model),
             "targets": setting.targets or "values",
             "task_reduction": "mean",
             "min_abs_z": min((float(np.abs(z).min()) for z in self._hidden()), default=None),

@@ -13,6 +13,7 @@ import numpy as np
 
 from npmeta._validation import Array
 from npmeta.activations import RELU, SOFTPLUS, Activation, leaky_relu
+from npmeta.structure import Structure
 from npmeta.verification.golden_settings import Setting
 
 __all__ = ["SETTINGS", "SUITE_VERSION"]
@@ -166,6 +167,26 @@ def _normalisation() -> Iterator[Setting]:
         "the usual classifier, one step",
         norm="batch",
         activation="relu",
+        loss="cross_entropy",
+        targets="labels",
+        S=1,
+    )
+
+
+def _structure() -> Iterator[Setting]:
+    case = _family("structure", published_as="structured")
+    smooth, kinked = ("tanh", "sin"), ("relu", "tanh", "sin")
+    yield case("both", "mixtures and gates, moved by inner steps", structure=Structure(smooth))
+    yield case(
+        "both-frozen",
+        "the same, in the outer loop alone",
+        structure=Structure(smooth, adapt=False),
+    )
+    yield case("gates", "gates alone", structure=Structure("tanh"))
+    yield case(
+        "mixture",
+        "mixtures alone, of kinked and smooth activations; a classifier, one step",
+        structure=Structure(kinked, gates=False),
         loss="cross_entropy",
         targets="labels",
         S=1,
@@ -349,6 +370,7 @@ SETTINGS: Sequence[Setting] = [
     *_shapes(),
     *_step_size_kinds(),
     *_normalisation(),
+    *_structure(),
     *_gradient_based(),
     *_metric_learners(),
     *_edges(),

@@ -32,6 +32,7 @@ from npmeta.structure import Structure
 from npmeta.tasks import TaskBatch
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.verification.golden_tensors import load_arrays, npz_bytes
+from npmeta.verification.golden_words import structure_of
 from npmeta.verification.problem import Problem
 
 __all__ = [
@@ -155,15 +156,6 @@ def described(problem: Problem) -> dict[str, Any]:
         "inner_weight_decay": problem.maml.inner_weight_decay,
         "layout": "in_out",
         "parameter_order": list(problem.blocks),
-    }
-
-
-def structure_of(structure: Structure) -> dict[str, Any]:
-    """What makes it again."""
-    return {
-        "candidates": list(structure.names),
-        "gates": structure.gates,
-        "adapt": structure.adapt,
     }
 
 

@@ -17,6 +17,7 @@ from npmeta.activations import Activation
 from npmeta.algorithms import MAML
 from npmeta.losses import LOSSES
 from npmeta.mlp import MLP
+from npmeta.structure import Structure
 from npmeta.tasks import TaskBatch
 from npmeta.tasks.draws import uniforms
 
@@ -38,6 +39,8 @@ class Setting:
         What it is there for, in a line.
     activation, loss, widths, norm, adapt_norm, norm_sets, weight_decay, first_order
         As in :class:`npmeta.MLP` and :class:`npmeta.MAML`.
+    structure : Structure, optional
+        In place of the activation.
     T, K, Q, S : int
         Tasks, support and query rows, inner steps.
     step_sizes : float or str
@@ -73,6 +76,7 @@ class Setting:
     norm: str | None = None
     adapt_norm: bool = True
     norm_sets: int = 1
+    structure: Structure | None = None
     T: int = 3
     K: int = 5
     Q: int = 7
@@ -98,6 +102,8 @@ class Setting:
     @property
     def model(self) -> MLP:
         """The network."""
+        if self.structure is not None:
+            return MLP(self.widths, structure=self.structure)
         return MLP(
             self.widths,
             self.activation,
@@ -125,21 +131,22 @@ class Setting:
     @property
     def theta(self) -> Array:
         """θ, ``(P,)``: weights in ±√(3 g / n_in), with the activation's gain g; biases and shifts in
-        ±0.3, scales in 1 ± 0.3."""
+        ±0.3, scales in 1 ± 0.3; mixtures and gates in ±1, before softmax and sigmoid."""
         return self.parameters(self.model)
 
     def parameters(self, model: MLP, start: int = 0) -> Array:
         """Those of a network, made of the drawn numbers from ``start`` on."""
         theta = 2 * _drawn(self, "validation", start + model.n_params)[start:] - 1
         gains = [f.variance_gain for f in model.activations] + [1.0]
-        for (W, b, *norm), gain in zip(model.unpack(theta), gains, strict=True):
+        layers = zip(model.unpack(theta), model.shapes, gains, strict=True)
+        for (W, b, *others), names, gain in layers:
             W *= np.sqrt(3 * gain / len(W))
             b *= 0.0 if self.changed == "zero row" else 0.3
             if self.changed == "large":
                 W *= 3
-            for array, centre in zip(norm, (1, 0), strict=False):
-                array *= 0.3
-                array += centre
+            for array, name in zip(others, list(names)[2:], strict=True):
+                array *= 0.3 if name in ("scale", "shift") else 1.0
+                array += 1.0 if name == "scale" else 0.0
         return _short(theta)
 
     @property

@@ -6,8 +6,16 @@ from typing import Any, NamedTuple
 
 from npmeta.mlp import MLP
 from npmeta.normalisation import EPS
+from npmeta.structure import Structure
 
-__all__ = ["ACTIVATION_FORMULAS", "LOSS_FORMULAS", "LossFormula", "normalisation"]
+__all__ = [
+    "ACTIVATION_FORMULAS",
+    "LOSS_FORMULAS",
+    "LossFormula",
+    "normalisation",
+    "structure",
+    "structure_of",
+]
 
 #: f(z) by the name of the activation.
 ACTIVATION_FORMULAS = {
@@ -79,5 +87,37 @@ def normalisation(model: MLP) -> dict[str, Any]:
             "derivatives": "mean and variance depend on z, and are differentiated, twice",
             "scale_and_shift": f"{shape} for n units, after weight and bias of their layer; {moved}",
             "sets": sets,
+        },
+    }
+
+
+def structure_of(structure: Structure) -> dict[str, Any]:
+    """What makes it again."""
+    return {
+        "candidates": list(structure.names),
+        "gates": structure.gates,
+        "adapt": structure.adapt,
+    }
+
+
+def structure(model: MLP) -> dict[str, Any]:
+    """What a case says of the structure that its network learns; nothing if it learns none."""
+    if model.structure is None:
+        return {}
+    several, gates = len(model.structure.names) > 1, model.structure.gates
+    moved = (
+        "moved by inner steps as weights are"
+        if model.structure.adapt
+        else "not moved by inner steps, learned by the outer loop"
+    )
+    return {
+        "structure": structure_of(model.structure),
+        "structure_details": {
+            "place": "of every hidden layer, from z = x W + b to the next layer's input a",
+            "formula": ("a = g * " if gates else "a = ")
+            + ("sum over k of p[k] * candidate[k](z)" if several else "candidate(z)"),
+            "mixture": "p = exp(mixture) / sum(exp(mixture)), one p for all units" if several else "",
+            "gate": "g = 1 / (1 + exp(-gate)), one for each unit" if gates else "",
+            "parameters": f"after weight and bias of their layer; {moved}",
         },
     }

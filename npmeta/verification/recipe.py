@@ -20,7 +20,7 @@ class Forward:
 
     lr_factor: float = 1.0
     extra_steps: int = 0
-    adapted: str = "all"  # or "weights", "head", "body", "frozen too"
+    adapted: str = "all"  # or "weights", "head", "body", "frozen too", "no structure"
     adapt_on: str = "support"  # or "query", "both"
     score_on: str = "query"  # or "support", "query of the next task", "query of the task before"
     start: str = "theta"  # or "last task", "last task, through the graph"
@@ -46,6 +46,7 @@ class Backward:
     identity: bool = True
     reversed: bool = False
     linearised: bool = False
+    coupled: bool = True  # H has its cross terms of weights with structure
     stop: int = 0  # steps before this one are detached
     scored: str = "last"  # or "every step"
     leak: float = 0.0  # how often the support gradients are added

@@ -49,6 +49,11 @@ def _second_order_weight(problem: Problem) -> Iterator[Variant]:
             yield Variant({"second": weight}, factor=weight)
 
 
+def _uncoupled(problem: Problem) -> Iterator[Variant]:
+    if problem.model is not None and problem.S and problem.model.structure is not None:
+        yield Variant({"coupled": False})
+
+
 def _leaked(problem: Problem) -> Iterator[Variant]:
     if problem.S:
         yield Variant({"leak": 1.0}, "of every task, averaged", 1.0)
@@ -149,6 +154,15 @@ BACKWARD = [
         "The first-order part is missing.",
         1,
         first=0.0,
+    ),
+    Fault(
+        "cross_terms_lost",
+        "backward",
+        "∂²L/∂weights∂structure → 0",
+        "The Hessian has no cross terms of weights with mixtures and gates.",
+        _LEAVE_ALONE,
+        _LEAVE_ALONE_JAX,
+        _uncoupled,
     ),
     Fault(
         "backward_lr",

@@ -69,6 +69,12 @@ def _frozen(problem: Problem) -> Iterator[Variant]:
         yield Variant({"adapted": "frozen too"})
 
 
+def _structure(problem: Problem) -> Iterator[Variant]:
+    structure = None if problem.model is None else problem.model.structure
+    if structure is not None and structure.adapt and problem.S:
+        yield Variant({"adapted": "no structure"})
+
+
 def _other_task(problem: Problem) -> Iterator[Variant]:
     if problem.T > 1:
         yield Variant({"score_on": "query of the next task"}, "the next task's")
@@ -339,6 +345,15 @@ FORWARD = [
         "Inner gradients by the task parameters only; warp layers, or the frozen ones, as they are.",
         "Take the inner gradient by the task params only; close over the rest.",
         _frozen,
+    ),
+    Fault(
+        "structure_not_adapted",
+        "forward",
+        "α = 0 for mixtures and gates",
+        "The inner loop leaves the structure alone, which the problem adapts.",
+        "Give the inner loop mixtures and gates among the parameters, not the layers' alone.",
+        "Take the inner gradient by mixtures and gates too.",
+        _structure,
     ),
     Fault(
         "inner_weight_decay",
