@@ -89,6 +89,17 @@ class StepSizes:
         """One factor, block by block."""
         return self._scales(np.array([factor], dtype=self._values.dtype))
 
+    def written_out(self) -> Array:
+        """α for every step and parameter, ``(rows, P)``; 0 for what inner steps do not move."""
+        objective = self._objective
+        ones = objective.hold(np.ones(objective.n_params, dtype=self._values.dtype))
+        return np.stack(
+            [
+                flatten([one.scaled(scale) for one, scale in zip(ones, self[s], strict=True)])
+                for s in range(len(self._values))
+            ]
+        )
+
     def collect(self, per_parameter: Sequence[Array]) -> Array:
         """Derivatives for every step and block or parameter, ``S × (L or P,)``, added up to the shape
         of the values."""

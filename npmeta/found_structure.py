@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from npmeta._validation import Array, as_parameters
+from npmeta.adaptation import StepSizes
 from npmeta.algorithms import MAML, Scores
 from npmeta.algorithms.base import MetaParameters, named
 from npmeta.mlp import MLP
@@ -143,7 +145,7 @@ def structure_report(
         return StructureReport(model, harden(model, theta)[0], layers)
     if not isinstance(learner, MAML):
         raise ValueError("to be measured on tasks, the structure must be that of a MAML")
-    hard, hard_params = _hardened_maml(learner, named(params))
+    hard, hard_params = harden(learner, params)
     assert isinstance(hard.model, MLP)
     return StructureReport(
         model,
@@ -154,27 +156,53 @@ def structure_report(
     )
 
 
-def harden(model: MLP, theta: ArrayLike) -> tuple[MLP, Array]:
+@overload
+def harden(learner: MLP, params: ArrayLike) -> tuple[MLP, Array]: ...
+@overload
+def harden(learner: MAML, params: ArrayLike | MetaParameters) -> tuple[MAML, dict[str, Array]]: ...
+def harden(
+    learner: MLP | MAML, params: ArrayLike | MetaParameters
+) -> tuple[MLP, Array] | tuple[MAML, dict[str, Array]]:
     """The plain network with each layer's leading activation, without the units whose gates are closed;
     the other gates are multiplied into the weights behind them.
 
-    Where mixtures have decided and gates are open or closed it computes what the network does.
+    Where mixtures have decided and closed gates are at 0, it computes what the network does. Of MAML, a
+    step of size α on weights W behind a gate g is one of size α g² on g W, so that is the plain one's:
+    where inner steps leave the structure alone, it adapts as the other does.
 
     Parameters
     ----------
-    model : MLP
+    learner : MLP or MAML
         With a structure.
-    theta : array_like, (P,)
+    params : array_like (P,), or mapping
+        theta, or meta-parameters.
 
     Returns
     -------
-    MLP
-    ndarray
-        Its parameters.
+    MLP or MAML
+        Plain.
+    ndarray or dict
+        Its parameters: theta ``(P',)``, or "theta" and, if it was among them, "inner_lr".
     """
-    model, theta = _network(model, theta)
+    model, theta = _network(learner, params)
     plain, index, factors = _plain(model, theta)
-    return plain, theta[index] * factors
+    if not isinstance(learner, MAML):
+        return plain, theta[index] * factors
+    maml = learner
+
+    def of_plain(step_sizes: ArrayLike) -> Array:
+        written = StepSizes(step_sizes, maml.objective, maml.inner_steps, theta.dtype).written_out()
+        sizes: Array = written[:, index] * factors**2
+        return sizes
+
+    others = {name: of_plain(values) for name, values in named(params).items() if name != "theta"}
+    settings = ("loss", "inner_steps", "first_order", "inner_weight_decay", "weights")
+    hard = MAML(
+        plain,
+        inner_lr=of_plain(maml.inner_lr),
+        **{name: getattr(maml, name) for name in settings},
+    )
+    return hard, {"theta": theta[index] * factors, **others}
 
 
 def _network(learner: MLP | MAML, params: ArrayLike | MetaParameters) -> tuple[MLP, Array]:
@@ -216,21 +244,3 @@ def _plain(model: MLP, theta: Array) -> tuple[MLP, Array, Array]:
         index.append((W[np.ix_(rows, columns)], b[columns]))
         factors.append((np.repeat(g[:, None], len(columns), axis=1), np.ones(len(columns))))
     return plain, plain.pack(index).astype(int), plain.pack(factors).astype(theta.dtype)
-
-
-def _hardened_maml(maml: MAML, params: MetaParameters) -> tuple[MAML, dict[str, Array]]:
-    """Plain MAML on the hardened network, and its meta-parameters."""
-    model, theta = _network(maml, params)
-    plain, index, factors = _plain(model, theta)
-
-    def of_plain(step_sizes: ArrayLike) -> Array:
-        sizes = np.asarray(step_sizes)
-        return sizes[..., index] if sizes.shape[-1:] == (model.n_params,) else sizes
-
-    hard = {name: of_plain(values) for name, values in params.items() if name != "theta"}
-    names = ("loss", "inner_steps", "first_order", "inner_weight_decay", "weights")
-    settings = {name: getattr(maml, name) for name in names}
-    return (
-        MAML(plain, inner_lr=of_plain(maml.inner_lr), **settings),
-        {"theta": theta[index] * factors, **hard},
-    )

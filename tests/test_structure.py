@@ -403,6 +403,18 @@ def test_a_layer_whose_gates_are_all_closed_keeps_the_most_open_unit():
     assert report.hard.widths == (2, 1, 3, 3)
 
 
+@pytest.mark.parametrize("sizes", ["number", "layer", "step_and_parameter"])
+def test_hardened_maml_adapts_as_the_other_does(sizes):
+    """Half-open gates and a structure that stays: the plain step sizes make up for the gates."""
+    p = structured("gates", adapt=False)
+    alpha = step_sizes(sizes, p.model, 3, np.random.default_rng(3))
+    maml = nm.MAML(p.model, p.loss, alpha, 3)
+    plain, params = nm.harden(maml, p.theta)
+    assert plain.model.is_plain
+    ours, theirs = maml.evaluate(p.theta, p.tasks, 4).loss, plain.evaluate(params, p.tasks, 4).loss
+    assert_close(theirs, ours, TIGHT)
+
+
 @pytest.mark.parametrize("sizes", ["number", "step_and_parameter"])
 def test_a_report_measures_what_hardening_costs(sizes):
     p = structured("both", hidden=(5, 4))
@@ -411,7 +423,7 @@ def test_a_report_measures_what_hardening_costs(sizes):
     params = {"theta": theta, "inner_lr": alpha}
     report = nm.structure_report(maml, params, p.tasks, steps=1)
     np.testing.assert_array_equal(report.scores.loss, maml.evaluate(params, p.tasks, 1).loss)
-    # Gates of 1 and shares of 1: the same function, and the same gradients where weights are left.
+    # Gates of 1 and shares of 1: the same function, adapted in the same way.
     assert_close(report.hard_scores.loss, report.scores.loss, 1e-13)
     undecided = nm.structure_report(maml, p.theta, p.tasks)
     assert relative_error(undecided.hard_scores.loss, undecided.scores.loss) > 0.01

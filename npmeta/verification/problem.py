@@ -16,7 +16,6 @@ from npmeta.mlp import MLP
 from npmeta.objective import Batch, Risk
 from npmeta.tasks import TaskBatch
 from npmeta.verification.spans import Spans
-from npmeta.weights import flatten
 
 __all__ = ["Problem"]
 
@@ -152,14 +151,8 @@ class Problem:
 
     def step_sizes(self, dtype: DType) -> Array:
         """α written out for every step and parameter, ``(max(S, 1), P)``."""
-        objective = self.maml.objective
-        sizes = StepSizes(self.maml.inner_lr, objective, self.S, dtype)
-        ones = objective.hold(np.ones(self.P, dtype))
-        rows = [
-            flatten([block.scaled(scale) for block, scale in zip(ones, sizes[s], strict=True)])
-            for s in range(max(self.S, 1))
-        ]
-        return np.stack(rows)
+        sizes = StepSizes(self.maml.inner_lr, self.maml.objective, self.S, dtype).written_out()
+        return sizes if len(sizes) > 1 else np.repeat(sizes, max(self.S, 1), axis=0)
 
     @cached_property
     def spans(self) -> Spans | None:
