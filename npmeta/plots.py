@@ -211,8 +211,9 @@ def structure(report: StructureReport) -> Figure:
         shares.set_title(f"layer {l}: activation", fontsize=11)
         ordered = np.sort(layer.gates)[::-1]
         gates.step(np.arange(1, len(ordered) + 1), ordered, where="mid", color=AFTER)
-        for limit in (found_structure.OPEN, found_structure.CLOSED):
+        for limit, word in ((found_structure.OPEN, "open"), (found_structure.CLOSED, "partly open")):
             gates.axhline(limit, color=BEFORE, lw=0.8, ls=":")
+            gates.text(1, limit + 0.01, word, color=BEFORE, fontsize=8)
         gates.set_ylim(-0.02, 1.02)
         gates.set_title(f"layer {l}: gates", fontsize=11)
     axes[-1, 0].set_xlabel("share in %")
