@@ -120,6 +120,10 @@ _SINUSOID_MAML = Table(
         "meta-sgd": Row("Meta-SGD", _sine("meta-sgd")),
         "lslr": Row("learned step sizes", _sine("lslr")),
         "maml++": Row("MAML++", _sine("maml++")),
+        "structured": Row("learned structure, adapted", _sine("structured")),
+        "structured-frozen": Row(
+            "learned structure, in the outer loop alone", _sine("structured", adapt_structure=False)
+        ),
         "reptile": Row("Reptile", _sine("reptile")),
         "imaml": Row("iMAML", _sine("imaml", activation="tanh", iterations=3_000)),
         "cavia": Row("CAVIA, 5 context parameters", _sine("cavia")),
