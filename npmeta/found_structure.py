@@ -18,7 +18,7 @@ from npmeta.tasks import TaskBatch
 
 __all__ = ["CLOSED", "OPEN", "FoundLayer", "StructureReport", "harden", "structure_report"]
 
-#: Gates below are closed, and what is behind them is dropped by :func:`harden`.
+#: Gates below are closed, and what is behind them is dropped by :func:`npmeta.harden`.
 CLOSED = 0.1
 
 #: Gates from here on are open; between the two they are partly open.
@@ -60,7 +60,7 @@ class FoundLayer:
 
 @dataclass(frozen=True, eq=False)
 class StructureReport:
-    """What :func:`structure_report` found; printed, it is a table.
+    """What :func:`npmeta.structure_report` found; printed, it is a table.
 
     Attributes
     ----------
@@ -208,7 +208,7 @@ def harden(
 def _network(learner: MLP | MAML, params: ArrayLike | MetaParameters) -> tuple[MLP, Array]:
     """The network and theta ``(P,)``, checked."""
     model = learner.model if isinstance(learner, MAML) else learner
-    if not isinstance(model, MLP) or model.structure is None:
+    if not isinstance(model, MLP) or model.structure is None or model.n_layers == 1:
         raise ValueError(f"there is no structure in {model!r}")
     theta = as_parameters(named(params)["theta"], model.n_params)
     if theta.ndim != 1:

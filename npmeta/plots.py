@@ -200,7 +200,7 @@ def structure(report: StructureReport) -> Figure:
     report : StructureReport
         From :func:`npmeta.structure_report`.
     """
-    n_rows = max(len(report.layers), 1)
+    n_rows = len(report.layers)
     figure, axes = _figure(n_rows, 2, size=(7.6, 1.0 + 1.9 * n_rows), squeeze=False, sharex="col")
     for l, (layer, (shares, gates)) in enumerate(zip(report.layers, axes, strict=True), 1):
         names = list(layer.shares)

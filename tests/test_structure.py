@@ -447,6 +447,10 @@ def test_names_and_numbers_that_are_none():
         (lambda: nm.MLP([2, 3, 1], "tanh", structure=both), "leave out the activation"),
         (lambda: StructuredMAML(nm.MLP([2, 3, 1])), "must be an MLP with a structure"),
         (lambda: nm.structure_report(nm.MLP([2, 3, 1]), np.zeros(13)), "there is no structure in MLP"),
+        (
+            lambda: nm.harden(nm.MLP([2, 1], structure=both), np.zeros(3)),
+            "there is no structure in MLP",
+        ),
         (lambda: nm.MLP([2, 3, 1], structure=both).with_activation("tanh"), "structure's candidates"),
     ):
         with pytest.raises(ValueError, match=message):
