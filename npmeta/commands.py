@@ -483,6 +483,14 @@ def _draw(
 # --- structure --------------------------------------------------------------------------------------
 
 
+def _check_picture(picture: Path | None) -> None:
+    """Raise ValueError if a picture is asked for where none can be written."""
+    if picture is not None and not picture.resolve().parent.is_dir():
+        raise ValueError(f"cannot write {picture}: its folder does not exist")
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ValueError(f"cannot write {picture}: pictures are PNG; name one that ends in .png")
+
+
 def show_structure(
     folder: Path, *, n_tasks: int | None, steps: int | None, picture: Path | None
 ) -> int:
@@ -580,14 +588,6 @@ def examine(case: Path, answers: Path, phi: Path | None, picture: Path | None) -
     if picture is not None:
         print(f"\n{found.save_picture(picture)}")
     return 0 if found.verdict == "pass" else 1
-
-
-def _check_picture(picture: Path | None) -> None:
-    """Raise ValueError if a picture is asked for where none can be written."""
-    if picture is not None and not picture.resolve().parent.is_dir():
-        raise ValueError(f"cannot write {picture}: its folder does not exist")
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise ValueError(f"cannot write {picture}: pictures are PNG; name one that ends in .png")
 
 
 def list_faults() -> int:

@@ -191,8 +191,10 @@ def harden(
     maml = learner
 
     def of_plain(step_sizes: ArrayLike) -> Array:
-        written = StepSizes(step_sizes, maml.objective, maml.inner_steps, theta.dtype).written_out()
-        sizes: Array = written[:, index] * factors**2
+        alpha = StepSizes(step_sizes, maml.objective, maml.inner_steps, theta.dtype)
+        if not alpha.per_parameter and (factors == 1).all():
+            return np.asarray(step_sizes)
+        sizes: Array = alpha.written_out()[:, index] * factors**2
         return sizes
 
     others = {name: of_plain(values) for name, values in named(params).items() if name != "theta"}

@@ -187,7 +187,7 @@ class MLP:
     ----------
     widths : tuple of int
     activations : tuple of Activation
-        One for each hidden layer.
+        One for each hidden layer; with a structure the identity, behind mixture and gates.
     n_params : int
         P, the length of theta. The order is W_1 (row by row), b_1, W_2, b_2, ...; with normalisation
         W_1, b_1, scale_1, shift_1, W_2, ... but for the last layer, which has none; with a structure
@@ -330,8 +330,8 @@ class MLP:
 
         W_l has variance g / n_{l-1} with g the gain of the activation it feeds (2 for relu and its
         relatives, He et al. 2015; 1 for tanh, sigmoid, sin and for the output layer; the mean of those
-        of a mixture). Draws are made
-        in float64, so that float32 parameters are the rounded float64 ones.
+        of a mixture). Draws are made in float64, so that float32 parameters are the rounded float64
+        ones.
 
         Parameters
         ----------

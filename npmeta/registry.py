@@ -381,7 +381,7 @@ _ENTRIES: tuple[Entry, ...] = (
     Entry(
         "structured",
         "MAML with activations that are learned mixtures, and a gate for every unit",
-        "Elsken, Staffler, Metzen & Hutter 2020",
+        "after Elsken, Staffler, Metzen & Hutter 2020",
         _structured,
         (*_FINE_TUNING, FIRST_ORDER, LEARN_INNER_LR, *_STRUCTURED_OPTIONS),
     ),

@@ -415,6 +415,12 @@ def test_hardened_maml_adapts_as_the_other_does(sizes):
     assert_close(theirs, ours, TIGHT)
 
 
+def test_without_gates_step_sizes_stay_as_they_are():
+    p = structured("mixture")
+    plain, _ = nm.harden(nm.MAML(p.model, p.loss, [0.1, 0.2, 0.3]), p.theta)
+    np.testing.assert_array_equal(plain.inner_lr, [0.1, 0.2, 0.3])
+
+
 @pytest.mark.parametrize("sizes", ["number", "step_and_parameter"])
 def test_a_report_measures_what_hardening_costs(sizes):
     p = structured("both", hidden=(5, 4))
