@@ -535,6 +535,12 @@ def test_the_doctor(kind, adapt, tmp_path):
     assert (diagnosis.verdict, diagnosis.fault) == ("fail", "first_order")
 
 
+def test_the_doctor_refuses_pressures():
+    p = structured("both")
+    with pytest.raises(ValueError, match="leave out the pressures"):
+        nm.Problem(StructuredMAML(p.model, gate_pressure=0.1), p.theta, p.tasks)
+
+
 @every_kind
 def test_check_meta_gradient(kind):
     p = structured(kind)

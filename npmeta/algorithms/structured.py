@@ -28,7 +28,7 @@ class StructuredMAML(MAML):
 
     The two pressures act on what the inner loop begins with: λ_g closes gates that are not worth it,
     λ_p makes mixtures decide (H is the entropy). They are part of the meta-loss and of its gradient,
-    not of the tasks' losses.
+    not of the tasks' losses; oracles and checks of meta-gradients know the latter alone.
 
     MetaNAS (Elsken, Staffler, Metzen & Hutter 2020) meta-learns a structure together with the weights
     and adapts it to tasks, there with Reptile, without second derivatives. Here they are exact, cross

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from npmeta._validation import Array, DType, as_parameters, check_finite
 from npmeta.adaptation import StepSizes
-from npmeta.algorithms import MAML
+from npmeta.algorithms import MAML, StructuredMAML
 from npmeta.mlp import MLP
 from npmeta.objective import Batch, Risk
 from npmeta.tasks import TaskBatch
@@ -73,6 +73,8 @@ class Problem:
             raise ValueError("a problem is posed by exact MAML; leave out first_order=True")
         if isinstance(maml.model, MLP) and maml.model.norm_sets > 1:
             raise ValueError("a problem has one scale and shift for all inner steps, not norm_sets")
+        if isinstance(maml, StructuredMAML) and (maml.gate_pressure or maml.mixture_pressure):
+            raise ValueError("a problem is that of the tasks alone; leave out the pressures")
         parameters = as_parameters(theta, maml.objective.n_params)
         if parameters.ndim != 1 or parameters.dtype.kind != "f":
             raise ValueError(
