@@ -149,8 +149,8 @@ def _cavia(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
 
 
 def _structured(n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-    if values["activation"] != ["relu"] or values["norm"] != "none":
-        raise ValueError("structured has --candidates in place of an activation, and takes no norm")
+    if values["norm"] != "none":
+        raise ValueError("structured takes no norm: a network has a norm or a structure, not both")
     structure = Structure(values["candidates"], values["gates"], values["adapt_structure"])
     return StructuredMAML(
         MLP([n_in, *values["hidden"], n_out], structure=structure),
@@ -245,7 +245,7 @@ _STRUCTURED_OPTIONS = (
         "candidates",
         str,
         ["relu", "tanh", "sin"],
-        "activations that those of the hidden layers are mixtures of",
+        "what the hidden activations are mixtures of; 'activation' has no part",
         choices=tuple(ACTIVATIONS),
         length=(1, 10_000),
     ),
