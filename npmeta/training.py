@@ -179,6 +179,7 @@ def meta_train(
         raise ValueError(
             f"meta_batch must be at least 1 and start at least 0, got {meta_batch}, {start}"
         )
+    _check_sampler(tasks)
     return _steps(
         algorithm,
         tasks,
@@ -228,6 +229,13 @@ def _steps(
         yield Step(iteration + 1, out.loss, norm, lr, params, state, report)
 
 
+def _check_sampler(tasks: Sampler) -> None:
+    if not callable(getattr(tasks, "sample", None)):
+        raise ValueError(
+            f"tasks must be a task distribution, which has a sample method; got {type(tasks).__name__}"
+        )
+
+
 def _check_finite(iteration: int, out: MetaGradient, norm: float) -> None:
     if np.isfinite(out.loss) and np.isfinite(norm):
         return
@@ -273,6 +281,7 @@ def evaluate(
     """
     if n_tasks < 1:
         raise ValueError(f"n_tasks must be at least 1, got {n_tasks}")
+    _check_sampler(tasks)
     scores = _scores(algorithm, tasks, named(params), n_tasks, steps, split, seed)
     drawn: Any = tasks
     if not hasattr(drawn, "task_names"):

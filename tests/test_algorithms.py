@@ -108,6 +108,10 @@ def test_what_does_not_fit_is_refused(name):
     wide = nm.TaskBatch(*(np.zeros((2, 3, 2)) for _ in range(4)))
     with pytest.raises(ValueError, match="support_x must have shape"):
         algorithm.meta_gradient(params, wide)
+    with pytest.raises(ValueError, match=r"tasks must be a TaskBatch.* got tuple"):
+        algorithm.meta_gradient(params, (tasks.support_x, tasks.support_y))
+    with pytest.raises(ValueError, match=r"meta-parameters come first|tasks must be a TaskBatch"):
+        algorithm.meta_gradient(tasks, params)
 
 
 @every_algorithm

@@ -172,6 +172,18 @@ def test_numbers_out_of_range_are_refused_before_the_first_step(options, message
         nm.meta_train(maml, TASKS, maml.init(np.random.default_rng(0)), iterations=1, **options)
 
 
+def test_what_is_no_task_distribution_is_refused_before_the_first_step():
+    maml = small_maml()
+    batch, theta = TASKS.sample(0, 0, 2), maml.model.init(np.random.default_rng(0))
+    for wrong in (batch, theta):
+        with pytest.raises(
+            ValueError, match="must be a task distribution.* got " + type(wrong).__name__
+        ):
+            nm.meta_train(maml, wrong, theta, iterations=1)
+        with pytest.raises(ValueError, match="must be a task distribution"):
+            nm.evaluate(maml, wrong, theta)
+
+
 def test_theta_alone_will_do():
     maml = small_maml()
     theta = maml.model.init(np.random.default_rng(0))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, as_parameters, check_finite
+from npmeta._validation import Array, DType, as_parameters, check_finite
 from npmeta.objective import Batch
 from npmeta.weights import total
 
@@ -24,7 +24,9 @@ __all__ = [
     "Scores",
     "all_rows",
     "as_theta",
+    "both_sets",
     "check_steps",
+    "check_tasks",
     "named",
 ]
 
@@ -38,8 +40,10 @@ def named(params: ArrayLike | MetaParameters) -> MetaParameters:
     Raises
     ------
     ValueError
-        If a mapping has no "theta".
+        If a mapping has no "theta", or these are tasks.
     """
+    if hasattr(params, "support_x"):
+        raise ValueError("meta-parameters come first and tasks second, got tasks first")
     if not isinstance(params, Mapping):
         return {"theta": np.asarray(params)}
     if "theta" not in params:
@@ -57,6 +61,26 @@ def as_theta(params: ArrayLike | MetaParameters, n_params: int, algorithm: str) 
         raise ValueError(f"theta must have shape ({n_params},), got {theta.shape}")
     check_finite(theta, "theta")
     return theta
+
+
+def check_tasks(tasks: TaskBatch) -> None:
+    """Raise ValueError unless these are tasks."""
+    if not all(hasattr(tasks, name) for name in ("support_x", "support_y", "query_x", "query_y")):
+        raise ValueError(
+            f"tasks must be a TaskBatch, as the sample() of a task distribution makes them; got "
+            f"{type(tasks).__name__}"
+        )
+
+
+def both_sets(
+    prepare: Callable[[ArrayLike, ArrayLike, DType, str], Batch], tasks: TaskBatch, dtype: DType
+) -> tuple[Batch, Batch]:
+    """Support and query rows of tasks, each by ``prepare(x, y, dtype, name)``."""
+    check_tasks(tasks)
+    return (
+        prepare(tasks.support_x, tasks.support_y, dtype, "support_"),
+        prepare(tasks.query_x, tasks.query_y, dtype, "query_"),
+    )
 
 
 def all_rows(support: Batch, query: Batch) -> Batch:

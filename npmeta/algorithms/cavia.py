@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._validation import Array, DType, as_features
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, as_theta, check_steps
+from npmeta.algorithms.base import (
+    MetaGradient,
+    MetaParameters,
+    Scores,
+    as_theta,
+    both_sets,
+    check_steps,
+)
 from npmeta.factored import FactoredBase
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
@@ -175,10 +182,7 @@ class CAVIA:
         return [FactoredBase(W, b) for W, b in self.model.unpack(theta)]
 
     def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
-        return (
-            self._batch(tasks.support_x, tasks.support_y, dtype, "support_"),
-            self._batch(tasks.query_x, tasks.query_y, dtype, "query_"),
-        )
+        return both_sets(self._batch, tasks, dtype)
 
     def _batch(self, x: ArrayLike, y: ArrayLike, dtype: DType, name: str) -> Batch:
         return self.risk.prepare(self._padded(x, f"{name}x"), y, dtype, name)

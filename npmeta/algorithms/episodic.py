@@ -20,9 +20,10 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta import losses
 from npmeta._memory import keep_freed_memory
 from npmeta._validation import Array, DType, as_dtype, as_features, as_parameters
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_steps, named
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, backward, forward
+from npmeta.objective import Batch
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
@@ -235,15 +236,15 @@ class Episodic(ABC):
             raise ValueError(f"{type(self).__name__} has no meta-parameter {unknown[0]!r}")
         return given
 
-    def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[tuple[Array, Array], ...]:
+    def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
         """Inputs and targets of the support and the query rows, checked and cast."""
-        n_out = self._n_out(tasks.support_y, tasks.query_y)
-        prepared = []
-        for part in ("support", "query"):
-            x = self._rows(getattr(tasks, f"{part}_x"), dtype, f"{part}_x")
-            y = getattr(tasks, f"{part}_y")
-            prepared.append((x, self.criterion.prepare(y, n_out, dtype, f"{part}_y")))
-        return tuple(prepared)
+
+        def prepare(x: ArrayLike, y: ArrayLike, dtype: DType, name: str) -> Batch:
+            n_out = self._n_out(tasks.support_y, tasks.query_y)
+            rows = self._rows(x, dtype, f"{name}x")
+            return rows, self.criterion.prepare(y, n_out, dtype, f"{name}y")
+
+        return both_sets(prepare, tasks, dtype)
 
     def _n_out(self, *targets: ArrayLike) -> int:
         """N: ``ways``, or the last axis of the targets, or what the largest label makes it."""

@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._validation import Array
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, as_theta, check_steps
+from npmeta.algorithms.base import (
+    MetaGradient,
+    MetaParameters,
+    Scores,
+    as_theta,
+    both_sets,
+    check_steps,
+)
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
 from npmeta.objective import Batch, Linearization, Objective, Risk
@@ -130,10 +137,7 @@ class IMAML:
     ) -> ImplicitMetaGradient:
         """The mean query loss after adaptation and its gradient, exact but for the tolerance."""
         theta = as_theta(params, self.objective.n_params, "iMAML")
-        support, query = (
-            self.objective.prepare(tasks.support_x, tasks.support_y, theta.dtype, "support_"),
-            self.objective.prepare(tasks.query_x, tasks.query_y, theta.dtype, "query_"),
-        )
+        support, query = both_sets(self.objective.prepare, tasks, theta.dtype)
         *_, end = self._newton(theta, support, self.inner_steps)
         outer = self._at(end.phi, query)
         lin = self._at(end.phi, support)
@@ -181,10 +185,7 @@ class IMAML:
         """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` Newton steps."""
         theta = as_theta(params, self.objective.n_params, "iMAML")
         n_steps = self.inner_steps if steps is None else steps
-        support, query = (
-            self.objective.prepare(tasks.support_x, tasks.support_y, theta.dtype, "support_"),
-            self.objective.prepare(tasks.query_x, tasks.query_y, theta.dtype, "query_"),
-        )
+        support, query = both_sets(self.objective.prepare, tasks, theta.dtype)
         points = [point.phi for point in self._newton(theta, support, n_steps)]
         points += points[-1:] * (n_steps + 1 - len(points))
         return Scores.of_steps(self.objective.score(self.objective.hold(phi), query) for phi in points)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta._memory import keep_freed_memory
 from npmeta._validation import Array, DType, as_parameters, check_finite, unknown_name
 from npmeta.adaptation import StepSizes, adapt, inner_loop, pull_back
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_steps, named
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
 from npmeta.objective import Batch, Objective, Risk
@@ -380,10 +380,7 @@ class MAML:
         return [slice(start, start + size) for start in range(0, n_tasks, size)]
 
     def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
-        return (
-            self.objective.prepare(tasks.support_x, tasks.support_y, dtype, "support_"),
-            self.objective.prepare(tasks.query_x, tasks.query_y, dtype, "query_"),
-        )
+        return both_sets(self.objective.prepare, tasks, dtype)
 
     def _adapted(
         self, point: Sequence[Block], support: Batch, alpha: StepSizes, steps: int

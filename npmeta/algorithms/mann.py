@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations, losses
 from npmeta._validation import Array, DType, as_features
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_tasks
 from npmeta.algorithms.episodic import Compared, Episodic, check_model, check_scale
 from npmeta.distances import cosine
 from npmeta.losses import Loss
@@ -307,5 +307,6 @@ def in_order(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
 
 
 def _in_order(tasks: TaskBatch) -> TaskBatch:
+    check_tasks(tasks)
     support = in_order(tasks.support_x, tasks.support_y)
     return dataclasses.replace(tasks, support_x=support[0], support_y=support[1])

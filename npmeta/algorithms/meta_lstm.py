@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta import activations
 from npmeta._memory import keep_freed_memory
 from npmeta._validation import Array, DType, as_dtype, as_parameters
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_steps, named
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
 from npmeta.objective import Batch, Linearization, Risk
@@ -280,10 +280,7 @@ class MetaLSTM:
         return as_dtype(theta, theta.dtype, "theta"), gates[0], gates[1]
 
     def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
-        return (
-            self.risk.prepare(tasks.support_x, tasks.support_y, dtype, "support_"),
-            self.risk.prepare(tasks.query_x, tasks.query_y, dtype, "query_"),
-        )
+        return both_sets(self.risk.prepare, tasks, dtype)
 
     @staticmethod
     def _begin(theta: Array, batch: Batch) -> Array:
