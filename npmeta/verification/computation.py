@@ -22,7 +22,17 @@ import numpy as np
 
 from npmeta._validation import Array, DType
 from npmeta.activations import IDENTITY
+from npmeta.mlp import MLP
 from npmeta.objective import Batch, Linearization, Objective, Risk
+from npmeta.verification.other_norms import (
+    Norm,
+    OtherNorm,
+    Statistics,
+    first_rows,
+    fresh,
+    running,
+    statistics_of,
+)
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Backward, Forward, Recipe
 from npmeta.verification.spans import Spans
@@ -41,6 +51,19 @@ __all__ = [
 ]
 
 FLOAT64 = np.dtype(np.float64)
+#: By which mean and variance a normalised network normalises: ``choices.statistics``.
+STATISTICS = {
+    "own": "those of the rows at hand",
+    "over": "those over another axis, (axis,)",
+    "constants": "the right ones, which are constants on the way back",
+    "fresh": "0 and 1",
+    "fresh on query": "0 and 1 on the query rows",
+    "running": "running averages on the query rows, (momentum, unbiased, kept from task to task)",
+    "support": "those of the support rows on the query rows",
+    "support, a constant": "the same, which are constants on the way back",
+    "both": "those of support and query rows on the query rows",
+    "none": "0 and 1, without ε, scale and shift",
+}
 #: Numbers above which the tasks go back one after another: less memory, and no more time.
 MOST_AT_ONCE = 4_000_000
 
@@ -68,6 +91,7 @@ class Path:
         self.step_sizes, self.decay, self.points = step_sizes, decay, points
         self.spans = spans
         self._known = {("support", s): lin for s, lin in enumerate(steps)}
+        self._part_of: tuple[Path, int] | None = None
 
     @property
     def n_steps(self) -> int:
@@ -75,16 +99,54 @@ class Path:
 
     def support(self, s: int) -> Linearization:
         """The loss that is descended on, at φ_s."""
-        return self._at("support", s, self.support_rows)
+        return self._at("support", s, lambda: (self.objective, self.support_rows))
 
     def query(self, s: int) -> Linearization:
         """The loss that is scored, at φ_s."""
-        return self._at("query", s, self.query_rows)
+        return self._at("query", s, lambda: self._scored(s))
 
-    def _at(self, name: str, s: int, rows: Batch) -> Linearization:
+    def with_constant_statistics(self, s: int) -> Linearization:
+        """The loss that is descended on, with statistics that are constants in both derivatives."""
+        return self._at("constants", s, lambda: (_constant(self.objective), self.support_rows))
+
+    def _at(self, name: str, s: int, what: Callable[[], tuple[Objective, Batch]]) -> Linearization:
         if (name, s) not in self._known:
-            self._known[name, s] = self.objective.at(self.objective.hold(self.points[s]), rows)
+            objective, rows = what()
+            self._known[name, s] = objective.at(objective.hold(self.points[s]), rows)
         return self._known[name, s]
+
+    def _scored(self, s: int) -> tuple[Objective, Batch]:
+        """What is scored, and on which rows: with statistics of other rows these come after its own."""
+        kind, *arguments = self.choices.statistics
+        rows, objective = self.query_rows, self.objective
+        if not isinstance(objective, Risk) or not isinstance(objective.model, OtherNorm):
+            return objective, rows
+        loss, model = objective.loss, objective.model
+        if kind == "fresh on query":
+            return Risk(model.having(fresh(model)), loss), rows
+        if kind == "running":
+            return Risk(model.having(self._running(s, *arguments)), loss), rows
+        if kind == "support, a constant":
+            fixed = statistics_of(objective, self.points[s], self.support_rows[0])
+            return Risk(model.having(fixed), loss), rows
+        if kind in ("support", "both"):
+            n = rows[0].shape[1]
+            of_rows = n if kind == "support" else 0
+            together = _each(lambda q, s: np.concatenate([q, s], axis=1), rows, self.support_rows)
+            return Risk(model.having(of_rows=of_rows), first_rows(loss, n)), together
+        return objective, rows
+
+    def _running(self, s: int, momentum: float, unbiased: bool, kept: bool) -> list[Statistics]:
+        if self._part_of is not None:
+            whole, t = self._part_of
+            every = whole._running(s, momentum, unbiased, kept)
+            return [(mean[t : t + 1], variance[t : t + 1]) for mean, variance in every]
+        assert isinstance(self.objective, Risk)
+        if s == 0:
+            return fresh(self.objective.model)
+        x = self.support_rows[0]
+        passes = [statistics_of(self.objective, self.points[k], x) for k in range(s)]
+        return running(passes, x.shape[1], momentum, unbiased, kept)
 
     def only(self, t: int) -> Path:
         """The inner loop of one task."""
@@ -92,15 +154,17 @@ class Path:
             _each(lambda part: part[t : t + 1], rows) for rows in (self.support_rows, self.query_rows)
         )
         points = [point[t : t + 1] for point in self.points]
-        return Path(
+        one = Path(
             self.choices, self.objective, support, query, self.step_sizes, self.decay, points, []
         )
+        one._part_of = self, t
+        return one
 
     @cached_property
     def first_order(self) -> Array:
         """∇L^Q(φ_S) of every task."""
         end = self.points[-1]
-        if end.size <= MOST_AT_ONCE or len(end) == 1:
+        if end.size <= MOST_AT_ONCE or len(end) == 1 or self.choices.tasks_meet:
             return self.query(self.n_steps).grad
         q = np.empty_like(end)
         for t in range(len(end)):
@@ -123,7 +187,7 @@ def follow(problem: Problem, choices: Forward, dtype: DType = FLOAT64, *, whole:
     spans = problem.spans if not (whole or choices.task_by_task) and dtype == FLOAT64 else None
     if spans is None:
         of_problem, theta = problem.maml.objective, np.tile(problem.theta.astype(dtype), (T, 1))
-        sizes = problem.step_sizes(dtype)
+        sizes = problem.step_sizes(dtype, norm_too=choices.adapted == "norm too")
     else:
         of_problem, theta, sizes = spans.risk, spans.theta, spans.step_sizes
     objective = _objective(of_problem, choices)
@@ -181,34 +245,60 @@ def _each(function: Callable[..., Array], *batches: Batch) -> Batch:
 def _mask(objective: Objective, adapted: str) -> Array:
     """1 where the inner loop may move a parameter, 0 elsewhere."""
     mask = np.ones(objective.n_params)
-    if not isinstance(objective, Risk) or adapted in ("all", "frozen too"):
+    if not isinstance(objective, Risk) or adapted in ("all", "frozen too", "norm too"):
         return mask
     head = objective.model.n_layers - 1
     for name, place in objective.model.places.items():
         layer, kind = name.split(".")
         moves = {
             "weights": kind == "weight",
+            "weights and scales": kind in ("weight", "scale"),
+            "layers": kind in ("weight", "bias"),
             "head": int(layer) == head,
             "body": int(layer) < head,
-            "no structure": kind in ("weight", "bias"),
         }
         mask[place] = moves[adapted]
     return mask
 
 
 def _objective(objective: Objective, choices: Forward) -> Objective:
-    if not isinstance(objective, Risk) or (choices.activation, choices.loss) == (None, None):
+    other = choices.other_norm
+    if not isinstance(objective, Risk) or not (choices.activation or choices.loss or other):
         return objective
     model, loss = objective.model, objective.loss
     if choices.activation is not None:
         by_tanh = choices.activation == GELU_BY_TANH.name
-        other = GELU_BY_TANH if by_tanh else choices.activation
+        f = GELU_BY_TANH if by_tanh else choices.activation
         # Where some layers are linear beside others that are not, it is the others that have another.
-        linear = [f is IDENTITY for f in model.activations]
-        model = model.with_activation(
-            [IDENTITY if own and not all(linear) else other for own in linear]
-        )
+        linear = [own is IDENTITY for own in model.activations]
+        model = model.with_activation([IDENTITY if own and not all(linear) else f for own in linear])
+    if other:
+        model = _normalised_otherwise(model, choices)
     return Risk(model, SOFTMAX_TWICE if choices.loss == "softmax twice" else loss)
+
+
+def _normalised_otherwise(model: MLP, choices: Forward) -> OtherNorm:
+    kind, *arguments = choices.statistics
+    none = kind == "none"
+    how = Norm(
+        arguments[0] if kind == "over" else model.norm,
+        0.0 if none else choices.eps,
+        choices.eps_on,
+        choices.unbiased,
+        constant=kind == "constants",
+        affine=choices.affine and not none,
+        after=choices.after,
+    )
+    return OtherNorm(model, how, fresh(model) if none or kind == "fresh" else None)
+
+
+def _constant(objective: Objective) -> Objective:
+    """A network with statistics that are constants on the way back."""
+    assert isinstance(objective, Risk)
+    model = objective.model
+    if not isinstance(model, OtherNorm):
+        model = OtherNorm(model, Norm(model.norm))
+    return Risk(OtherNorm(model.model, replace(model.how, constant=True), model.fixed), objective.loss)
 
 
 def _mean_targets(rows: Batch) -> Batch:
@@ -233,7 +323,7 @@ def pull_back(path: Path, choices: Backward) -> Array:
         total[1:] = 0
         return total
     q = path.first_order
-    if q.size <= MOST_AT_ONCE:
+    if q.size <= MOST_AT_ONCE or path.choices.tasks_meet:
         back = _pull_back(path, choices, q)
     else:
         back = np.empty_like(q)
@@ -253,6 +343,7 @@ def _pull_back(path: Path, choices: Backward, cotangent: Array) -> Array:
         "end": lambda s: path.support(S),
         "next": lambda s: path.support(s + 1),
         "query": path.query,
+        "own, constant statistics": path.with_constant_statistics,
     }[choices.hessian_at]
 
     lam, m = cotangent, np.zeros_like(cotangent)
@@ -281,7 +372,7 @@ def _pull_back(path: Path, choices: Backward, cotangent: Array) -> Array:
 
 def _uncoupled(path: Path, lin: Linearization, m: Array) -> Array:
     """H m without the terms that weights and structure have in common."""
-    weights = _mask(path.objective, "no structure")
+    weights = _mask(path.objective, "layers")
     bent: Array = weights * lin.hvp(weights * m) + (1 - weights) * lin.hvp((1 - weights) * m)
     return bent
 

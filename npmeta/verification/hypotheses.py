@@ -17,6 +17,7 @@ from npmeta.verification.computation import (
     pull_back,
 )
 from npmeta.verification.faults import FAULTS, Fault, Variant
+from npmeta.verification.faults.normalised import NORMALISED
 from npmeta.verification.problem import Problem
 from npmeta.verification.recipe import Forward, Recipe
 
@@ -119,10 +120,16 @@ def pairs(problem: Problem) -> list[Hypothesis]:
                 found.append(Hypothesis.of(a, b))
             continue
         changed = {*a[1].changes, *b[1].changes}
+        all_of_them = every and _of_norm(a) == _of_norm(b)
         # What is done after the tasks' gradients are known costs nothing.
-        if every or changed & likely or "assembly" in (a[0].stage, b[0].stage):
+        if all_of_them or changed & likely or "assembly" in (a[0].stage, b[0].stage):
             found.append(Hypothesis.of(a, b))
     return found
+
+
+def _of_norm(part: tuple[Fault, Variant]) -> bool:
+    """Whether it is a mistake of normalised networks alone."""
+    return part[0] in NORMALISED
 
 
 def _costs_little(a: tuple[Fault, Variant], b: tuple[Fault, Variant]) -> bool:
@@ -145,10 +152,15 @@ def is_large(problem: Problem) -> bool:
 def left_out(problem: Problem) -> str:
     """What is not tried on a problem of this size, in words; empty if everything is."""
     size = work(problem)
-    if size <= MOST_FOR_CROWDS:
-        return ""
+    normalised = problem.model is not None and problem.model.norm is not None
     if size <= MOST_FOR_ALL_PAIRS:
-        return "three and more mistakes at once"
+        more = ["three and more mistakes at once"] if size > MOST_FOR_CROWDS else []
+        if normalised:
+            more.append(
+                "a mistake of normalisation beside others, unless one is a wrong step size, a wrong "
+                "choice of what is adapted or made with right gradients"
+            )
+        return "; ".join(more)
     if size <= MOST_FOR_LIKELY_PAIRS:
         return (
             "two mistakes at once, unless one is a wrong step size, a wrong choice of what is adapted "
@@ -170,6 +182,10 @@ def _go_together(a: tuple[Fault, Variant], b: tuple[Fault, Variant]) -> bool:
         return set(changes) <= OF_NO_INNER_LOOP
     if str(changes.get("start", "")).endswith("graph"):  # then the tasks' gradients are one
         return not {"tasks", "first", "second"} & set(changes)
+    if changes.get("statistics") == ("over", "all tasks") and {"start", "momentum_survives"} & {
+        *changes
+    }:
+        return False  # one task after another
     # Reptile takes no derivative.
     return changes.get("tasks", ("",))[0] != "reptile" or "backward" not in (a[0].stage, b[0].stage)
 
@@ -182,7 +198,7 @@ def crowds(problem: Problem) -> list[Hypothesis]:
     for hypothesis in singles(problem):
         ((fault, variant),) = hypothesis.parts
         names = set(variant.changes)
-        if fault.id in RARE_STEP_SIZES:
+        if fault.id in RARE_STEP_SIZES or _of_norm((fault, variant)):
             continue  # every step-size factor is a thousand hypotheses
         for group, keys in enumerate(
             ({"lr_factor"}, {"extra_steps"}, {"adapt_on", "score_on"}, {"adapted"})

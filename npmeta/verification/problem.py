@@ -151,9 +151,14 @@ class Problem:
             )
         return self._prepared[dtype]
 
-    def step_sizes(self, dtype: DType) -> Array:
-        """α written out for every step and parameter, ``(max(S, 1), P)``."""
-        sizes = StepSizes(self.maml.inner_lr, self.maml.objective, self.S, dtype).written_out()
+    def step_sizes(self, dtype: DType, *, norm_too: bool = False) -> Array:
+        """α written out for every step and parameter, ``(max(S, 1), P)``; ``norm_too`` as if scales and
+        shifts were adapted."""
+        objective = self.maml.objective
+        if norm_too and isinstance(objective, Risk):
+            model = objective.model
+            objective = Risk(MLP(model.widths, model.activations, norm=model.norm), objective.loss)
+        sizes = StepSizes(self.maml.inner_lr, objective, self.S, dtype).written_out()
         return sizes if len(sizes) > 1 else np.repeat(sizes, max(self.S, 1), axis=0)
 
     @cached_property

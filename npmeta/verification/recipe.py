@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from npmeta.normalisation import EPS
+
 __all__ = ["Backward", "Forward", "Recipe"]
 
 
@@ -20,7 +22,9 @@ class Forward:
 
     lr_factor: float = 1.0
     extra_steps: int = 0
-    adapted: str = "all"  # or "weights", "head", "body", "frozen too", "no structure"
+    #: Or "weights", "head", "body", "frozen too"; "layers" without norm or structure; "weights and
+    #: scales", "norm too".
+    adapted: str = "all"
     adapt_on: str = "support"  # or "query", "both"
     score_on: str = "query"  # or "support", "query of the next task", "query of the task before"
     start: str = "theta"  # or "last task", "last task, through the graph"
@@ -30,18 +34,37 @@ class Forward:
     decay: float | None = None  # None: the problem's
     activation: str | None = None
     loss: str | None = None  # or "targets broadcast", "softmax twice"
+    # Of a normalised network: by which statistics, with which variance and ε, where, with what behind.
+    statistics: tuple[Any, ...] = ("own",)  # or another, as in computation.STATISTICS
+    unbiased: bool = False
+    eps: float = EPS
+    eps_on: str = "variance"  # or "deviation"
+    after: bool = False  # the activation
+    affine: bool = True  # a scale and a shift
 
     @property
     def task_by_task(self) -> bool:
         """Whether a task's inner loop depends on that of the task before."""
         return self.start != "theta" or self.momentum_survives
 
+    @property
+    def tasks_meet(self) -> bool:
+        """Whether a task's losses depend on the rows of others."""
+        return self.statistics == ("over", "all tasks")
+
+    @property
+    def other_norm(self) -> bool:
+        """Whether the network is normalised otherwise."""
+        own = Forward()
+        names = ("statistics", "unbiased", "eps", "eps_on", "after", "affine")
+        return any(getattr(self, name) != getattr(own, name) for name in names)
+
 
 @dataclass(frozen=True)
 class Backward:
     """The choices of the way back."""
 
-    hessian_at: str = "own"  # or "theta", "end", "next", "query"
+    hessian_at: str = "own"  # or "theta", "end", "next", "query"; "own, constant statistics"
     curvature: float = 1.0  # what multiplies H
     identity: bool = True
     reversed: bool = False

@@ -4,9 +4,12 @@ from npmeta.verification.faults.assembly import ASSEMBLY
 from npmeta.verification.faults.backward import BACKWARD
 from npmeta.verification.faults.base import Fault, Variant
 from npmeta.verification.faults.forward import FORWARD
+from npmeta.verification.faults.normalised import NORMALISED
 from npmeta.verification.faults.scale import SCALE
 
 __all__ = ["FAULTS", "Fault", "Variant"]
 
 #: Every mistake by its id. Of several that fit, the one that comes first is named.
-FAULTS: dict[str, Fault] = {fault.id: fault for fault in [*BACKWARD, *FORWARD, *ASSEMBLY, *SCALE]}
+FAULTS: dict[str, Fault] = {
+    fault.id: fault for fault in [*BACKWARD, *FORWARD, *NORMALISED, *ASSEMBLY, *SCALE]
+}

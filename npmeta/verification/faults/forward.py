@@ -59,6 +59,8 @@ def _adapted(which: str) -> Callable[[Problem], Iterator[Variant]]:
             return
         if which == "weights" or problem.model.n_layers > 1:
             yield Variant({"adapted": which})
+        if which == "weights" and problem.model.norm is not None and problem.model.adapt_norm:
+            yield Variant({"adapted": "weights and scales"}, "nor shifts")
 
     return variants
 
@@ -72,7 +74,7 @@ def _frozen(problem: Problem) -> Iterator[Variant]:
 def _structure(problem: Problem) -> Iterator[Variant]:
     structure = None if problem.model is None else problem.model.structure
     if structure is not None and structure.adapt and problem.S:
-        yield Variant({"adapted": "no structure"})
+        yield Variant({"adapted": "layers"})
 
 
 def _other_task(problem: Problem) -> Iterator[Variant]:
