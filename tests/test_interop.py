@@ -406,7 +406,8 @@ def test_another_model():
         ),
         ({"weight": np.ones((4, 2, 3)), "bias": np.ones(4)}, r"\(4, 2, 3\).*not a fully connected"),
         ({"1.weight": np.ones(4), "1.bias": np.ones(4)}, r"'1\.weight' of shape \(4,\).*not a fully"),
-        ({"scale": np.ones(4), "bias": np.ones(4)}, "cannot tell what 'scale' is"),
+        ({"slope": np.ones(4), "bias": np.ones(4)}, "cannot tell what 'slope' is"),
+        ({"scale": np.ones(4), "bias": np.ones(4)}, "'scale' has no matrix beside it"),
         ({"a": {"kernel": np.ones((2, 3))}}, r"'a\.kernel' has no bias beside it"),
         ({"bias": np.ones(3)}, "'bias' has no matrix beside it"),
         ([np.ones((2, 3)), np.ones((3, 1))], r"at '0' is \(2, 3\) and \(3, 1\)"),
@@ -458,18 +459,24 @@ def module(class_name, **settings):
 
 class Sequential(Module):
     def __init__(self, *modules):
-        self.modules = modules
+        self.inside = modules
         named = {}
         for i, m in enumerate(modules):
             inner = dict(m.named_parameters()) if isinstance(m, Module) else {}
             if type(m).__name__ == "Linear":
                 inner = {"weight": Tensor(np.ones((m.out_features, m.in_features)))}
                 inner["bias"] = Tensor(np.ones(m.out_features))
+            if type(m).__name__ in ("BatchNorm1d", "LayerNorm") and m.weight is not None:
+                inner = {"weight": m.weight, "bias": m.bias}
             named |= {f"{i}.{name}": tensor for name, tensor in inner.items()}
         super().__init__(named)
 
     def __iter__(self):
-        return iter(self.modules)
+        return iter(self.inside)
+
+    def modules(self):
+        for m in self.inside:
+            yield from m.modules() if isinstance(m, Sequential) else [m]
 
 
 def linear(n_in, n_out):
@@ -532,7 +539,7 @@ def test_model_of_parameters():
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ([linear(2, 3), module("BatchNorm1d")], "npmeta has no BatchNorm1d; known: Linear, ReLU"),
+        ([linear(2, 3), module("Dropout")], "npmeta has no Dropout; known: Linear, BatchNorm1d"),
         ([linear(2, 3), DEFAULTS["relu"]], "an activation follows the last Linear"),
         ([DEFAULTS["relu"], linear(2, 3)], "before the first Linear"),
         ([linear(2, 3), *[DEFAULTS["relu"]] * 2, linear(3, 1)], "two activations"),
@@ -550,6 +557,240 @@ def test_no_model(modules, message):
 def test_no_model_of_what_is_no_sequential():
     with pytest.raises(ValueError, match=r"not a Module; pass activation="):
         interop.model_of(Module({}))
+
+
+# --- normalised networks --------------------------------------------------------------------------
+
+
+def norm_module(class_name, n, **settings):
+    """A norm as far as interop looks, with PyTorch's settings, and scale and shift."""
+    own = {
+        "BatchNorm1d": {"track_running_stats": False, "training": True},
+        "LayerNorm": {"normalized_shape": (n,)},
+    }[class_name]
+    weights = {"weight": Tensor(np.ones(n)), "bias": Tensor(np.zeros(n))}
+    return module(class_name, **{"eps": 1e-5, **own, **weights, **settings})
+
+
+def random_normalised(widths, T=None, seed=0):
+    """Layers with their scales and shifts; the last has none."""
+    rng = np.random.default_rng([seed, 1])
+    *hidden, last = random_layers(widths, T, seed=seed)
+    return [*((W, b, *rng.normal(size=(2, *b.shape))) for W, b in hidden), last]
+
+
+def haiku_shape(v):
+    """Of Haiku's batch norm: one axis more."""
+    return v[..., None, :]
+
+
+def torch_names(layers):
+    """Of Linear, norm, activation, Linear, ...: three numbers for a hidden layer."""
+    named = {}
+    for l, (W, b, *norm) in enumerate(layers):
+        named |= {f"{3 * l}.weight": swapped(W), f"{3 * l}.bias": b}
+        if norm:
+            named |= {f"{3 * l + 1}.weight": norm[0], f"{3 * l + 1}.bias": norm[1]}
+            for name in ("running_mean", "running_var"):
+                named[f"{3 * l + 1}.{name}"] = np.full_like(norm[0], 7)
+            named[f"{3 * l + 1}.num_batches_tracked"] = np.array(3)
+    return named
+
+
+def flax_tree(layers, norm="LayerNorm"):
+    tree = {}
+    for l, (W, b, *scale_shift) in enumerate(layers):
+        tree[f"Dense_{l}"] = {"bias": b, "kernel": W}
+        if scale_shift:
+            tree[f"{norm}_{l}"] = {"bias": scale_shift[1], "scale": scale_shift[0]}
+    return dict(sorted(tree.items()))
+
+
+def haiku_tree(layers, shaped=lambda v: v):
+    tree = {}
+    for l, (W, b, *norm) in enumerate(layers):
+        number = f"_{l}" if l else ""
+        tree[f"linear{number}"] = {"w": W, "b": b}
+        if norm:
+            tree[f"norm{number}"] = {"scale": shaped(norm[0]), "offset": shaped(norm[1])}
+    return dict(sorted(tree.items()))
+
+
+def keras_list(layers, moving=True):
+    found = []
+    for W, b, *norm in layers:
+        found += [W, b, *norm]
+        if norm and moving:
+            found += [np.full(norm[0].shape[-1], 7.0), np.full(norm[0].shape[-1], 8.0)]
+    return found
+
+
+NORMALISED = {
+    "state_dict": torch_names,
+    "sorted_state_dict": lambda layers: dict(sorted(torch_names(layers).items())),
+    "flax": lambda layers: {"params": flax_tree(layers)},
+    "flax_batch": lambda layers: {
+        "batch_stats": {
+            f"BatchNorm_{l}": {"mean": norm[0] + 1, "var": norm[0] + 2}
+            for l, (_, _, *norm) in enumerate(layers)
+            if norm
+        },
+        "params": flax_tree(layers, "BatchNorm"),
+    },
+    "haiku_layer": haiku_tree,
+    "haiku_batch": lambda layers: haiku_tree(layers, haiku_shape),
+    "keras": keras_list,
+    "list": lambda layers: keras_list(layers, moving=False),
+    "own": lambda layers: [
+        dict(zip(("w", "b", "gamma", "beta"), arrays, strict=False)) for arrays in layers
+    ],
+    "tensors": lambda layers: tensors(torch_names(layers)),
+}
+
+
+@pytest.mark.parametrize("form", NORMALISED)
+@pytest.mark.parametrize("T", [None, 1, 3])
+@pytest.mark.parametrize("widths", [[2, 3, 1], [3, 3, 3, 3], [2] * 14])
+def test_normalised_there_and_back(form, T, widths):
+    make = NORMALISED[form]
+    layers = random_normalised(widths, T)
+    model = nm.MLP(widths, norm="batch")
+    theta = model.pack(layers)
+    np.testing.assert_array_equal(interop.to_theta(make(layers), model), theta)
+    for other in (None, 2):  # the numbers of ``like`` do not matter, nor whether it has a task axis
+        like = make(random_normalised(widths, other, seed=1))
+        np.testing.assert_array_equal(interop.to_theta(interop.from_theta(theta, like)), theta)
+
+
+def test_running_statistics_are_left_as_they_are():
+    layers = random_normalised([2, 3, 1])
+    theta = 2 * interop.to_theta(keras_list(layers))
+    back = interop.from_theta(theta, KerasModel(keras_list(layers)))
+    assert_same(back, keras_list([[2 * a for a in arrays] for arrays in layers]))
+    named = torch_names(layers)
+    back = interop.from_theta(theta, named)
+    assert list(back) == list(named)
+    assert back["1.running_mean"] is named["1.running_mean"]
+
+
+def test_gradients_of_a_normalised_module():
+    layers = random_normalised([2, 3, 1])
+    named = torch_names(layers)
+    held = tensors(named)
+    for name, array in named.items():
+        held[name].grad = Tensor(2 * array)
+    np.testing.assert_array_equal(interop.grad_of(held), 2 * interop.to_theta(named))
+
+
+NORM_CASES = [("BatchNorm1d", "batch"), ("LayerNorm", "layer")]
+
+
+@pytest.mark.parametrize(("class_name", "norm"), NORM_CASES)
+def test_model_of_a_normalised_sequential(class_name, norm):
+    net = Sequential(
+        linear(2, 3),
+        norm_module(class_name, 3),
+        DEFAULTS["tanh"],
+        Sequential(linear(3, 4), norm_module(class_name, 4)),
+        DEFAULTS["relu"],
+        linear(4, 1),
+    )
+    model = interop.model_of(net)
+    assert repr(model) == repr(nm.MLP([2, 3, 4, 1], ["tanh", "relu"], norm=norm))
+    assert interop.to_theta(net, model).size == model.n_params
+    frozen = interop.model_of(net, adapt_norm=False)
+    assert (frozen.norm, frozen.adapt_norm) == (norm, False)
+
+
+def test_model_of_normalised_parameters():
+    params = flax_tree(random_normalised([2, 3, 1]))
+    model = interop.model_of(params, "tanh", norm="layer")
+    assert repr(model) == repr(nm.MLP([2, 3, 1], "tanh", norm="layer"))
+    with pytest.raises(ValueError, match="scales and shifts here; pass norm='batch' or norm='layer'"):
+        interop.model_of(params, "tanh")
+    with pytest.raises(ValueError, match="no scales and shifts here, for norm='batch'"):
+        interop.model_of(random_layers([2, 3, 1]), "tanh", norm="batch")
+
+
+@pytest.mark.parametrize(
+    ("hidden", "message"),
+    [
+        ([norm_module("BatchNorm1d", 3, eps=1e-3)], "has eps=0.001, and npmeta's norms have 1e-05"),
+        ([norm_module("LayerNorm", 3, bias=None)], "lacks a scale or a shift.*elementwise_affine=True"),
+        ([norm_module("BatchNorm1d", 3, weight=None)], "lacks a scale or a shift.*: affine=True"),
+        ([norm_module("LayerNorm", 3, normalized_shape=(2, 3))], "more than the units of a row"),
+        (
+            [norm_module("BatchNorm1d", 3, track_running_stats=True, training=False)],
+            r"running statistics; npmeta has none.*: net\.train\(\), or track_running_stats=False",
+        ),
+        ([DEFAULTS["tanh"], norm_module("LayerNorm", 3)], "follows an activation"),
+        ([norm_module("LayerNorm", 4)], r"the norm '1' \(4\) is not as wide as the hidden layer '0'"),
+        (
+            [norm_module("LayerNorm", 3), norm_module("LayerNorm", 3)],
+            "every hidden layer is normalised",
+        ),
+    ],
+)
+def test_norms_that_are_not_npmetas(hidden, message):
+    with pytest.raises(ValueError, match=message):
+        interop.model_of(Sequential(linear(2, 3), *hidden, linear(3, 1)))
+
+
+def test_norms_in_other_places():
+    with pytest.raises(ValueError, match=r"'0' \(3\) should each follow a hidden layer"):
+        interop.model_of(Sequential(norm_module("LayerNorm", 3), linear(3, 3), linear(3, 1)))
+    one, other = norm_module("LayerNorm", 3), norm_module("BatchNorm1d", 3)
+    net = Sequential(linear(2, 3), one, linear(3, 3), other, linear(3, 1))
+    with pytest.raises(ValueError, match="not both in a network"):
+        interop.model_of(net)
+    in_training = norm_module("BatchNorm1d", 3, track_running_stats=True)
+    assert interop.model_of(Sequential(linear(2, 3), in_training, linear(3, 1))).norm == "batch"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda named: named.pop("1.bias"), r"'1\.weight' has no bias beside it"),
+        (
+            lambda named: [named.pop(f"1.{name}") for name in ("weight", "bias")],
+            r"'1\.running_mean', of a norm, and no scale and shift of one.*affine=True",
+        ),
+        (lambda named: named.update({"1.bias": np.ones(4)}), r"'1\.bias' of shape \(4,\) are no scale"),
+    ],
+)
+def test_incomplete_norms(change, message):
+    named = torch_names(random_normalised([2, 3, 1]))
+    change(named)
+    with pytest.raises(ValueError, match=message):
+        interop.to_theta(named)
+    tree = {"Dense_0": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}, "norm": {"scale": np.ones(3)}}
+    with pytest.raises(ValueError, match=r"'norm\.scale' has no shift beside it"):
+        interop.to_theta(tree)
+
+
+def test_models_and_parameters_that_disagree_on_norms():
+    layers = random_normalised([2, 3, 1])
+    with pytest.raises(ValueError, match="there are scales and shifts here, and the model is MLP"):
+        interop.to_theta(keras_list(layers), nm.MLP([2, 3, 1]))
+    with pytest.raises(ValueError, match="there are no scales and shifts here, and the model is MLP"):
+        interop.to_theta(random_layers([2, 3, 1]), nm.MLP([2, 3, 1], norm="layer"))
+    sets = nm.MLP([2, 3, 1], norm="layer", adapt_norm=False, norm_sets=2)
+    with pytest.raises(ValueError, match="one scale and shift for each layer"):
+        interop.to_theta(keras_list(layers), sets)
+
+
+def test_norms_of_keras_without_scale():
+    """In the list their statistics would stand where scale and shift are looked for."""
+    layers = random_normalised([2, 3, 1])
+    model = KerasModel(keras_list(layers))
+    model.layers = [module("BatchNormalization", epsilon=1e-5, scale=True, center=True, name="bn")]
+    assert interop.model_of(model, "tanh").norm == "batch"
+    model.layers[0].epsilon = 1e-3
+    with pytest.raises(ValueError, match=r"bn has epsilon=0\.001, and npmeta's norms have 1e-05"):
+        interop.model_of(model, "tanh")
+    model.layers[0].scale = False
+    with pytest.raises(ValueError, match="'bn' lacks a scale or a shift"):
+        interop.to_theta(model)
 
 
 # --- the examples ---------------------------------------------------------------------------------

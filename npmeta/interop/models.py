@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from npmeta.activations import Activation, elu, leaky_relu
+from npmeta.interop.norms import NORMS, kinds_in
 from npmeta.interop.order import widths_of
 from npmeta.interop.structures import find_layers
 from npmeta.mlp import MLP
@@ -49,6 +50,8 @@ def model_of(
     params: Any,
     activation: str | Activation | Sequence[str | Activation] | None = None,
     *,
+    norm: str | None = None,
+    adapt_norm: bool = True,
     layout: str | None = None,
     order: Sequence[str] | None = None,
 ) -> MLP:
@@ -57,10 +60,14 @@ def model_of(
     Parameters
     ----------
     params : module, mapping or sequence
-        An ``nn.Sequential`` of ``Linear`` layers with activations between them, which says all there
-        is to say; or, with ``activation``, parameters in any form that :func:`to_theta` takes.
-    activation : str, Activation, or sequence of them, optional
-        As for :class:`~npmeta.MLP`, where only parameters are given.
+        An ``nn.Sequential`` of ``Linear`` layers with activations between them, and before these
+        ``BatchNorm1d`` or ``LayerNorm``, which says all there is to say; or, with ``activation``,
+        parameters in any form that :func:`to_theta` takes.
+    activation, norm : optional
+        As for :class:`~npmeta.MLP`, where only parameters are given. Modules of PyTorch and layers of
+        Keras say themselves by what they normalise.
+    adapt_norm : bool
+        As for :class:`~npmeta.MLP`: whether the inner loop adapts scales and shifts.
     layout, order
         As in :func:`to_theta`.
 
@@ -71,12 +78,25 @@ def model_of(
     Raises
     ------
     ValueError
-        If a module has no counterpart in npmeta, or computes something else than its counterpart;
-        or as :func:`to_theta`.
+        If a module has no counterpart in npmeta, or computes something else than its counterpart
+        (another ε, or running statistics); if parameters are of a normalised network, and ``norm`` is
+        not given; or as :func:`to_theta`.
     """
     if activation is None:
         activation = _hidden_activations(params)
-    return MLP(widths_of(find_layers(params, layout, order)[1]), activation)
+    kinds = kinds_in(params) or {norm}
+    layers = find_layers(params, layout, order)[1]
+    normalised = layers[0].norm is not None
+    if norm is not None and kinds != {norm}:
+        raise ValueError(f"norm={norm!r} was passed, and the network has {', '.join(map(str, kinds))}")
+    if len(kinds) > 1:
+        raise ValueError("npmeta has batch normalisation or layer normalisation, not both in a network")
+    (kind,) = kinds
+    if normalised and kind is None:
+        raise ValueError("there are scales and shifts here; pass norm='batch' or norm='layer'")
+    if kind is not None and not normalised:
+        raise ValueError(f"there are no scales and shifts here, for norm={kind!r}")
+    return MLP(widths_of(layers), activation, norm=kind, adapt_norm=adapt_norm)
 
 
 def _hidden_activations(net: Any) -> list[str | Activation]:
@@ -91,13 +111,18 @@ def _hidden_activations(net: Any) -> list[str | Activation]:
         name = type(module).__name__
         if name == "Linear":
             after.append([])
+        elif name in NORMS and after and after[-1]:
+            raise ValueError(f"{module!r} follows an activation; npmeta normalises before it")
+        elif name in NORMS:
+            continue  # where it stands beside the Linear layers is seen from the parameters
         elif name in _ACTIVATIONS and after:
             after[-1].append(_ACTIVATIONS[name](module))
         elif name in _ACTIVATIONS:
             raise ValueError(f"{module!r} comes before the first Linear; npmeta has none there")
         elif name not in _NOTHING:
             raise ValueError(
-                f"npmeta has no {name}; known: Linear, {', '.join([*_ACTIVATIONS, *sorted(_NOTHING)])}"
+                f"npmeta has no {name}; known: Linear, "
+                f"{', '.join([*NORMS, *_ACTIVATIONS, *sorted(_NOTHING)])}"
             )
     if not after:
         raise ValueError("there is no Linear in this nn.Sequential")

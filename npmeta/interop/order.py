@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-__all__ = ["Layer", "Path", "in_order", "widths_of"]
+__all__ = ["Layer", "Norm", "Path", "in_order", "widths_of", "with_norms"]
 
 #: The keys that lead to an array.
 Path: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A scale and a shift, and where they are; ``(n,)``, or ``(1, n)`` with one axis more."""
+
+    name: str
+    scale: Path
+    shift: Path
+    n: int
+    one_more: bool
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.n})"
+
+
+@dataclass(frozen=True)
 class Layer:
-    """A matrix and a bias, where they are, and how the matrix lies."""
+    """A matrix and a bias, where they are, and how the matrix lies; and what normalises it."""
 
     name: str
     W: Path
@@ -25,6 +39,7 @@ class Layer:
     layout: str
     n_in: int
     n_out: int
+    norm: Norm | None = None
 
     def __str__(self) -> str:
         return f"{self.name!r} ({self.n_in} -> {self.n_out})"
@@ -52,6 +67,43 @@ def in_order(
         if one.n_out != next_one.n_in:
             raise ValueError(f"layer {next_one} does not take what layer {one} gives")
     return layers
+
+
+def with_norms(layers: list[Layer], norms: list[Norm]) -> list[Layer]:
+    """The layers in their order, the hidden ones each with its norm.
+
+    Norms go by the numbers in their names, where these differ in numbers alone; else they stand in the
+    order in which they are in a module, or ought to have the sizes of the layers.
+    """
+    if not norms:
+        return layers
+    *hidden, last = layers
+    listed = ", ".join(map(str, norms))
+    if len(norms) != len(hidden):
+        raise ValueError(
+            "in npmeta every hidden layer is normalised, before its activation, or none is; here are "
+            f"the norms {listed} for {len(hidden)} hidden layers"
+        )
+    stems = {_numbered(norm.name)[0] for norm in norms}
+    if len(stems) == 1:
+        norms = sorted(norms, key=lambda norm: _numbered(norm.name)[1])
+    found = [replace(layer, norm=norm) for layer, norm in zip(hidden, norms, strict=True)]
+    in_line = [part for layer in found for part in (layer, layer.norm)] + [last]
+    names = [_numbered(part.name) for part in in_line if part is not None]
+    for layer in found:
+        assert layer.norm is not None
+        if layer.norm.n != layer.n_out:
+            raise ValueError(
+                f"the norm {layer.norm} is not as wide as the hidden layer {layer}, to which it "
+                "belongs by its name or place"
+            )
+    # One row of numbers, as in an nn.Sequential, says what stands between what.
+    if len({stem for stem, _ in names}) == 1 and names != sorted(names):
+        raise ValueError(
+            f"{listed} should each follow a hidden layer of {', '.join(map(str, layers))}: npmeta "
+            "normalises between a hidden layer and its activation"
+        )
+    return [*found, last]
 
 
 def widths_of(layers: Sequence[Layer]) -> tuple[int, ...]:

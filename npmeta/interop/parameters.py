@@ -25,6 +25,9 @@ def to_theta(
 ) -> Array:
     """What a framework holds as one vector in npmeta's order.
 
+    Where hidden layers are normalised their scales and shifts are in it. Running statistics are not:
+    npmeta has none.
+
     Parameters
     ----------
     params : module, mapping or sequence
@@ -47,8 +50,8 @@ def to_theta(
     Raises
     ------
     ValueError
-        If there is anything but fully connected layers, each with a bias; if shapes, layout, order
-        or model do not fit together; if more than one order does; if the model is normalised.
+        If there is anything but fully connected layers, each with a bias, and norms with scale and
+        shift; if shapes, layout, order or model do not fit together; if more than one order does.
 
     Examples
     --------
@@ -117,7 +120,7 @@ def from_theta(
         Parameters or a gradient; or one for each task, which gives every array a task axis.
     like : module, mapping or sequence
         As in :func:`to_theta`: its structure, framework, precision and device are taken, its numbers
-        are not. It is left as it is.
+        are not, but for running statistics. It is left as it is.
     layout, order
         As in :func:`to_theta`.
 
@@ -143,11 +146,16 @@ def from_theta(
     (array([0., 1., 2.]), array([16., 17., 18.]))
     """
     structure, layers = find_layers(like, layout, order)
-    model = MLP(widths_of(layers))
+    model = _model_of(layers)
     theta = as_parameters(theta, model.n_params)
     replaced: dict[Path, Any] = {}
-    for layer, (W, b) in zip(layers, model.unpack(theta), strict=True):
-        for path, values in ((layer.W, _lying(W, layer)), (layer.b, b)):
+    for layer, (W, b, *scale_shift) in zip(layers, model.unpack(theta), strict=True):
+        arrays = [(layer.W, _lying(W, layer)), (layer.b, b)]
+        if layer.norm is not None:
+            if layer.norm.one_more:
+                scale_shift = [values[..., None, :] for values in scale_shift]
+            arrays += zip((layer.norm.scale, layer.norm.shift), scale_shift, strict=True)
+        for path, values in arrays:
             replaced[path] = make_like(values, at(structure, path), path_name(path))
     return rebuilt(structure, replaced)
 
@@ -160,23 +168,40 @@ def _gathered(
     read: Callable[[Any, str], Any],
 ) -> Array:
     """theta from what ``read(array, name)`` makes of each array."""
-    if model is not None and not model.is_plain:
+    if model is not None and model.structure is not None:
+        raise ValueError(f"interop has no place for a learned structure, and the model is {model!r}")
+    if model is not None and model.norm_sets > 1:
         raise ValueError(
-            f"interop has no place for normalisation or structure, and the model is {model!r}"
+            f"interop takes one scale and shift for each layer, and the model is {model!r}"
         )
     structure, layers = find_layers(params, layout, order, model.widths if model else None)
-    found = widths_of(layers)
-    if model is not None and model.widths != found:
+    found = _model_of(layers)
+    if model is not None and model.widths != found.widths:
         raise ValueError(
-            f"the layers {', '.join(map(str, layers))} make a network of widths {list(found)}; the "
-            f"model has {list(model.widths)}"
+            f"the layers {', '.join(map(str, layers))} make a network of widths {list(found.widths)}; "
+            f"the model has {list(model.widths)}"
         )
+    if model is not None and model.n_params != found.n_params:
+        norms = "no scales and shifts" if found.norm is None else "scales and shifts"
+        raise ValueError(f"there are {norms} here, and the model is {model!r}")
 
     def numbers(path: Path) -> Array:
         name = path_name(path)
         return to_numpy(read(at(structure, path), name), name)
 
-    return MLP(found).pack([(_lying(numbers(layer.W), layer), numbers(layer.b)) for layer in layers])
+    def arrays(layer: Layer) -> list[Array]:
+        own = [_lying(numbers(layer.W), layer), numbers(layer.b)]
+        if layer.norm is not None:
+            shape = own[1].shape
+            own += [numbers(path).reshape(shape) for path in (layer.norm.scale, layer.norm.shift)]
+        return own
+
+    return found.pack([arrays(layer) for layer in layers])
+
+
+def _model_of(layers: Sequence[Layer]) -> MLP:
+    """A network with these parameters; which normalisation it has does not matter to them."""
+    return MLP(widths_of(layers), norm=None if layers[0].norm is None else "batch")
 
 
 def _lying(W: Array, layer: Layer) -> Array:

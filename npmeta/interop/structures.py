@@ -5,18 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from itertools import pairwise
 from typing import Any
 
 from npmeta.interop.arrays import is_array, is_tensor
-from npmeta.interop.order import Layer, Path, in_order
+from npmeta.interop.norms import check_scales
+from npmeta.interop.order import Layer, Norm, Path, in_order, with_norms
 
 __all__ = ["LAYOUTS", "at", "find_layers", "path_name", "rebuilt"]
 
 #: How a matrix may lie, and its sides in that order.
 LAYOUTS = {"in_out": "(n_in, n_out)", "out_in": "(n_out, n_in)"}
 
-#: What the arrays of a layer are called: "0.weight", "kernel", "W", "w1", "b_1"...
-_NAME = re.compile(r"(?:(?P<layer>.*)[./])?(?P<role>weight|kernel|w|bias|b)_?(?P<number>\d*)", re.I)
+#: What arrays are, by their names. PyTorch calls a scale weight and a shift bias, Flax the latter.
+_ROLES = {
+    **dict.fromkeys(("weight", "kernel", "w"), "W"),
+    **dict.fromkeys(("bias", "b"), "b"),
+    **dict.fromkeys(("scale", "gamma"), "scale"),
+    **dict.fromkeys(("shift", "offset", "beta"), "shift"),
+    **dict.fromkeys(("running_mean", "running_var", "num_batches_tracked"), "statistic"),
+    **dict.fromkeys(("mean", "var", "moving_mean", "moving_variance"), "statistic"),
+}
+#: Their names with those of their layers: "0.weight", "kernel", "W", "w1", "b_1"...
+_NAME = re.compile(rf"(?:(?P<layer>.*)[./])?(?P<role>{'|'.join(_ROLES)})_?(?P<number>\d*)", re.I)
 
 #: Sorted names put the eleventh layer after the second.
 _MOST_SORTED = 10
@@ -29,6 +40,7 @@ def path_name(path: Path) -> str:
 def opened(params: Any) -> Any:
     """The structure of arrays in a module: named ones for PyTorch, a list for Keras."""
     if hasattr(params, "get_weights"):  # first: on PyTorch, Keras's models are modules too
+        check_scales(params)
         return params.get_weights()
     if hasattr(params, "named_parameters"):
         return _untied(params.named_parameters(remove_duplicate=False))
@@ -58,6 +70,8 @@ def rebuilt(structure: Any, replaced: Mapping[Path, Any], path: Path = ()) -> An
     """The structure with other arrays in it."""
     if path in replaced:
         return replaced[path]
+    if is_array(structure):  # running statistics
+        return structure
     if isinstance(structure, Mapping):
         content = {key: rebuilt(child, replaced, (*path, key)) for key, child in structure.items()}
         if isinstance(structure, dict):  # a defaultdict cannot be made from its content alone
@@ -79,7 +93,7 @@ def _is_list(node: object) -> bool:
 
 
 def _arrays(node: Any, path: Path = ()) -> Iterator[tuple[str, str, Path]]:
-    """(layer, "W" or "b", path) of every array."""
+    """(layer, role, path) of every array."""
     if isinstance(node, Mapping):
         for key, child in node.items():
             if is_array(child):
@@ -107,15 +121,16 @@ def _arrays(node: Any, path: Path = ()) -> Iterator[tuple[str, str, Path]]:
 
 
 def _role(key: object, path: Path) -> tuple[str, str]:
-    """(layer, "W" or "b") by name."""
+    """(layer, role) by name."""
     match = _NAME.fullmatch(str(key))
     if match is None:
         raise ValueError(
             f"cannot tell what {path_name((*path, key))!r} is: a layer of npmeta has a matrix (weight, "
-            "kernel, W, w) and a bias (bias, b) and nothing else"
+            "kernel, W, w) and a bias (bias, b), where it is normalised a scale (scale, gamma) and a "
+            "shift (shift, offset, beta), and nothing else"
         )
     layer = [*map(str, path), match["layer"] or "", match["number"]]
-    return ".".join(filter(None, layer)), "W" if match["role"][0] in "wWkK" else "b"
+    return ".".join(filter(None, layer)), _ROLES[match["role"].lower()]
 
 
 def _pairs(node: Sequence[Any], path: Path) -> Iterator[tuple[str, str, Path]]:
@@ -124,6 +139,11 @@ def _pairs(node: Sequence[Any], path: Path) -> Iterator[tuple[str, str, Path]]:
         if not is_array(array):
             shown = "None" if array is None else type(array).__name__
             raise ValueError(f"there is {shown} where an array should be, at {path_name((*path, i))!r}")
+    if groups := _groups(node):
+        for l, (start, roles) in enumerate(groups):
+            for i, role in enumerate(roles):
+                yield path_name((*path, l)), role, (*path, start + i)
+        return
     n_pairs = len(node) // 2
     for l in range((len(node) + 1) // 2):
         pair = node[2 * l : 2 * l + 2]
@@ -144,6 +164,19 @@ def _pairs(node: Sequence[Any], path: Path) -> Iterator[tuple[str, str, Path]]:
             yield name, role, (*path, 2 * l + i)
 
 
+def _groups(node: Sequence[Any]) -> list[tuple[int, tuple[str, ...]]]:
+    """Where each layer begins in a list with norms, and what its arrays are: W, b, and where it is
+    normalised scale and shift, and maybe a running mean and variance. Empty for other lists."""
+    axes = [len(array.shape) for array in node]
+    begin = [i for i, n in enumerate(axes) if n == max(axes)]
+    sizes = [end - start for start, end in pairwise([*begin, len(node)])]
+    vectors = len(begin) < len(node) and max(n for n in axes if n != max(axes)) == max(axes) - 1
+    if begin[0] or not vectors or not set(sizes) <= {2, 4, 6} or set(sizes) == {2}:
+        return []
+    roles = ("W", "b", "scale", "shift", "statistic", "statistic")
+    return [(start, roles[:size]) for start, size in zip(begin, sizes, strict=True)]
+
+
 # --- from arrays to layers ------------------------------------------------------------------------
 
 
@@ -158,27 +191,71 @@ def find_layers(
     Raises
     ------
     ValueError
-        If there is anything in it but matrices and biases in pairs, or the shapes, the layout or the
-        order do not fit together.
+        If there is anything in it but matrices and biases in pairs, and scales and shifts in pairs, or
+        the shapes, the layout or the order do not fit together.
     """
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
     structure = opened(params)
     parts: dict[str, dict[str, Path]] = {}
+    statistics: list[Path] = []
     for name, role, path in _arrays(structure):
+        if role == "statistic":
+            statistics.append(path)
+            continue
         if role in parts.setdefault(name, {}):
             first, second = path_name(parts[name][role]), path_name(path)
             raise ValueError(f"{first!r} and {second!r} cannot both belong to one layer")
         parts[name][role] = path
     if not parts:
         raise ValueError("there are no arrays here")
-    layers = [_layer(name, part, structure, layout) for name, part in parts.items()]
-    return structure, in_order(layers, order, widths, registered=structure is not params)
+    matrices = {name: part for name, part in parts.items() if not _is_norm(part, structure)}
+    rest = {name: part for name, part in parts.items() if name not in matrices or len(part) == 4}
+    if not matrices:  # the message is that of a layer
+        matrices, rest = rest, {}
+    layers = [_layer(name, part, structure, layout) for name, part in matrices.items()]
+    if statistics and not rest:
+        raise ValueError(
+            f"there is {path_name(statistics[0])!r}, of a norm, and no scale and shift of one; those "
+            "of npmeta have both (affine=True, or center=True and scale=True)"
+        )
+    layers = in_order(layers, order, widths, registered=structure is not params)
+    lead = len(at(structure, layers[0].W).shape) - 2
+    norms = [_norm(name, part, structure, lead) for name, part in rest.items()]
+    return structure, with_norms(layers, norms)
+
+
+def _is_norm(part: Mapping[str, Path], structure: Any) -> bool:
+    """Whether arrays are those of a norm alone: one is a scale, or a weight that is no matrix."""
+    if "W" not in part:
+        return bool({"scale", "shift"} & set(part))
+    shapes = [at(structure, part[role]).shape for role in ("W", "b") if role in part]
+    return len(shapes) == 2 and len(shapes[0]) == len(shapes[1])
+
+
+def _norm(name: str, part: Mapping[str, Path], structure: Any, lead: int) -> Norm:
+    """``lead`` is the number of task axes."""
+    scale = part.get("scale", part.get("W"))
+    shift = part.get("shift", part.get("b"))
+    if scale is None or shift is None:
+        (present,) = part.values()
+        lacks = "shift" if shift is None else "scale"
+        raise ValueError(
+            f"{path_name(present)!r} has no {lacks} beside it; npmeta's norms have a scale and a shift"
+        )
+    shapes = [tuple(at(structure, path).shape) for path in (scale, shift)]
+    one_more = len(shapes[0]) == lead + 2 and shapes[0][lead] == 1  # Haiku's batch norm
+    if shapes[0] != shapes[1] or len(shapes[0]) != lead + 1 + one_more:
+        raise ValueError(
+            f"{path_name(scale)!r} of shape {shapes[0]} and {path_name(shift)!r} of shape {shapes[1]} "
+            "are no scale and shift: two vectors of one length, with a task axis if matrices have one"
+        )
+    return Norm(name, scale, shift, shapes[0][-1], one_more)
 
 
 def _layer(name: str, part: Mapping[str, Path], structure: Any, layout: str | None) -> Layer:
-    if set(part) != {"W", "b"}:
-        (present,) = part.values()
+    if not {"W", "b"} <= set(part):
+        present, *_ = part.values()
         lacks = "bias" if "W" in part else "matrix"
         raise ValueError(
             f"{path_name(present)!r} has no {lacks} beside it; npmeta's layers have a matrix and a bias"

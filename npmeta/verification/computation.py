@@ -105,9 +105,10 @@ class Path:
         """The loss that is scored, at φ_s."""
         return self._at("query", s, lambda: self._scored(s))
 
-    def with_constant_statistics(self, s: int) -> Linearization:
-        """The loss that is descended on, with statistics that are constants in both derivatives."""
-        return self._at("constants", s, lambda: (_constant(self.objective), self.support_rows))
+    def support_with(self, s: int, **changes: bool) -> Linearization:
+        """The loss that is descended on, with other derivatives of the norm."""
+        other = _normalised_with(self.objective, **changes)
+        return self._at(f"support with {changes}", s, lambda: (other, self.support_rows))
 
     def _at(self, name: str, s: int, what: Callable[[], tuple[Objective, Batch]]) -> Linearization:
         if (name, s) not in self._known:
@@ -292,13 +293,13 @@ def _normalised_otherwise(model: MLP, choices: Forward) -> OtherNorm:
     return OtherNorm(model, how, fresh(model) if none or kind == "fresh" else None)
 
 
-def _constant(objective: Objective) -> Objective:
-    """A network with statistics that are constants on the way back."""
+def _normalised_with(objective: Objective, **changes: Any) -> Objective:
+    """A network whose norms differ from its own in these attributes."""
     assert isinstance(objective, Risk)
     model = objective.model
     if not isinstance(model, OtherNorm):
         model = OtherNorm(model, Norm(model.norm))
-    return Risk(OtherNorm(model.model, replace(model.how, constant=True), model.fixed), objective.loss)
+    return Risk(OtherNorm(model.model, replace(model.how, **changes), model.fixed), objective.loss)
 
 
 def _mean_targets(rows: Batch) -> Batch:
@@ -343,7 +344,8 @@ def _pull_back(path: Path, choices: Backward, cotangent: Array) -> Array:
         "end": lambda s: path.support(S),
         "next": lambda s: path.support(s + 1),
         "query": path.query,
-        "own, constant statistics": path.with_constant_statistics,
+        "own, constant statistics": lambda s: path.support_with(s, constant=True),
+        "own, saved statistics": lambda s: path.support_with(s, saved=True),
     }[choices.hessian_at]
 
     lam, m = cotangent, np.zeros_like(cotangent)

@@ -50,6 +50,8 @@ class Norm:
         k = n/(n − 1) for a mean over n numbers.
     constant : bool
         Whether statistics are constants on the way back.
+    saved : bool
+        Whether they are constants in the second derivatives of γ̄ = 1ᵀ(ū ∘ ẑ) alone.
     affine : bool
         Whether there are a scale and a shift.
     after : bool
@@ -63,6 +65,7 @@ class Norm:
     eps_on: str = "variance"
     unbiased: bool = False
     constant: bool = False
+    saved: bool = False
     affine: bool = True
     after: bool = False
     of_rows: int = 0
@@ -156,6 +159,9 @@ class _Otherwise(Standardised):
         moved = w_dot - adjoint(w_dot) - dot.z_hat * adjoint(kappa * z_hat * w)
         inner = (dot.kappa * z_hat + kappa * dot.z_hat) * w + kappa * z_hat * w_dot
         delta_dot: Array = moved - z_hat * adjoint(inner)
+        if self.how.saved:  # the part of γ̇ ∘ ū that goes through μ and σ
+            w = dot.scale * u_bar / self.sigma
+            delta_dot += adjoint(w) + z_hat * adjoint(kappa * z_hat * w)
         return delta_dot
 
     def _z_hat_bar(self, u_bar: Array) -> Array:

@@ -399,6 +399,26 @@ def norm_detached_in_hessian(case):
     return case.flat(net, total)
 
 
+def norm_saved_statistics(case):
+    """torch.func.vmap over tasks, in which the gradient of γ has saved statistics in it."""
+    net = case.net()
+    theta = dict(net.named_parameters())
+
+    def loss(phi, x, y):
+        return F.mse_loss(functional_call(net, phi, (x,)), y)
+
+    def adapted(sx, sy, qx, qy):
+        phi = theta
+        for _ in range(S):
+            grads = grad(loss)(phi, sx, sy)
+            phi = {n: p - ALPHA * grads[n] for n, p in phi.items()}
+        return loss(phi, qx, qy)
+
+    parts = (torch.stack(part) for part in zip(*case.tasks, strict=True))
+    torch.func.vmap(adapted)(*parts).mean().backward()
+    return case.flat(net, {name: p.grad for name, p in theta.items()})
+
+
 OF_BATCH = [
     norm_eval_mode,
     norm_eval_mode_on_query,
@@ -440,6 +460,8 @@ def test_bugs_are_named(norm, adapt_norm, dtype):
     bugs["norm_not_adapted" if adapt_norm else "norm_adapted"] = (
         norm_not_adapted if adapt_norm else norm_adapted
     )
+    if adapt_norm:
+        bugs["norm_saved_statistics"] = norm_saved_statistics
     planted = set()
     for name, bug in bugs.items():
         id = max((id for id in FAULTS if name.startswith(id)), key=len)

@@ -146,6 +146,83 @@ def assert_the_same_network(params, apply):
     assert_close(interop.to_theta(gradient), by_hand, TIGHT)
 
 
+@pytest.mark.parametrize("norm", ["BatchNorm", "LayerNorm"])
+def test_flax_normalised(norm):
+    flax = pytest.importorskip("flax.linen")
+    training = {"use_running_average": False} if norm == "BatchNorm" else {}
+
+    class Net(flax.Module):
+        @flax.compact
+        def __call__(self, x):
+            for n in DEEP[1:-1]:
+                x = flax.Dense(n, param_dtype=float)(x)
+                x = getattr(flax, norm)(epsilon=1e-5, param_dtype=float, **training)(x)
+                x = jnp.tanh(x)
+            return flax.Dense(DEEP[-1], param_dtype=float)(x)
+
+    params = Net().init(jax.random.key(0), jnp.ones((1, 2)))
+
+    def apply(params, x):
+        return Net().apply(params, x, mutable=["batch_stats"])[0]
+
+    assert_the_same_normalised_network(params, apply, norm)
+
+
+def assert_the_same_normalised_network(params, apply, norm):
+    """Also where parameters are not as they begin."""
+    theta = interop.to_theta(params)
+    theta = theta + 0.3 * np.random.default_rng(2).normal(size=theta.size)
+    params = interop.from_theta(theta, like=params)
+    np.testing.assert_array_equal(interop.to_theta(params), theta)
+    x = np.random.default_rng(1).normal(size=(5, 2))
+    model = interop.model_of(params, "tanh", norm=norm.removesuffix("Norm").lower())
+    # Twelve layers, each divided by a σ of a few rows.
+    assert_close(model.apply(theta, x), apply(params, x), 1e-9)
+    gradient = jax.grad(lambda params: apply(params, x).sum())(params)
+    assert_close(interop.to_theta(gradient), model.vjp(theta, x, np.ones((5, 1))), 1e-8)
+
+
+def test_flax_nnx_normalised():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            settings = {"epsilon": 1e-5, "param_dtype": float, "rngs": rngs}
+            self.layers = nnx.List(
+                [nnx.Linear(*pair, param_dtype=float, rngs=rngs) for pair in itertools.pairwise(DEEP)]
+            )
+            self.norms = nnx.List([nnx.LayerNorm(n, **settings) for n in DEEP[1:-1]])
+
+        def __call__(self, x):
+            for layer, own in zip(self.layers[:-1], self.norms, strict=True):
+                x = jnp.tanh(own(layer(x)))
+            return self.layers[-1](x)
+
+    graph, params, rest = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
+    assert_the_same_normalised_network(
+        params, lambda params, x: nnx.merge(graph, params, rest)(x), "LayerNorm"
+    )
+
+
+@pytest.mark.parametrize("norm", ["BatchNorm", "LayerNorm"])
+def test_haiku_normalised(norm):
+    haiku = pytest.importorskip("haiku")
+
+    def forward(x):
+        for n in DEEP[1:-1]:
+            x = haiku.Linear(n)(x)
+            if norm == "BatchNorm":
+                x = haiku.BatchNorm(True, True, 0.9, eps=1e-5)(x, is_training=True)
+            else:
+                x = haiku.LayerNorm(-1, True, True, eps=1e-5)(x)
+            x = jnp.tanh(x)
+        return haiku.Linear(DEEP[-1])(x)
+
+    net = haiku.without_apply_rng(haiku.transform_with_state(forward))
+    params, state = net.init(jax.random.key(0), jnp.ones((1, 2)))
+    assert_the_same_normalised_network(params, lambda p, x: net.apply(p, state, x)[0], norm)
+
+
 def test_flax():
     flax = pytest.importorskip("flax.linen")
 

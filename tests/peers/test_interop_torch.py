@@ -156,11 +156,11 @@ def test_layers_in_a_module_of_your_own():
     ("net", "message"),
     [
         (nn.Sequential(nn.Conv2d(1, 2, 3)), r"'0\.weight' of shape \(2, 1, 3, 3\)"),
-        (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), r"'1\.weight' of shape \(3,\)"),
+        (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), r"the norms '1' \(3\) for 0 hidden layers"),
         (nn.Sequential(nn.Linear(2, 3, bias=False)), r"'0\.weight' has no bias beside it"),
         (nn.LSTM(2, 3), "cannot tell what 'weight_ih_l0' is"),
         (nn.Sequential(*[nn.Linear(2, 2)] * 2), r"'0\.weight' and '1\.weight' are one tensor"),
-        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).state_dict(), r"'1\.(weight|running_mean)'"),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).state_dict(), "for 0 hidden layers"),
     ],
 )
 def test_not_a_network(net, message):
@@ -181,3 +181,80 @@ def test_not_a_network(net, message):
 def test_no_model(module, message):
     with pytest.raises(ValueError, match=message):
         interop.model_of(nn.Sequential(nn.Linear(2, 3), module, nn.Linear(3, 1)))
+
+
+# --- normalised networks --------------------------------------------------------------------------
+
+
+def normalised_network(norm):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(2, 8), norm(8), nn.Tanh(), nn.Linear(8, 8), norm(8), nn.Tanh(), nn.Linear(8, 1)
+    )
+    for name, parameter in net.named_parameters():
+        if name[0] in "14":
+            nn.init.normal_(parameter, mean=0.5)
+    return net.double()
+
+
+NORMS = [
+    lambda n: nn.BatchNorm1d(n, track_running_stats=False),
+    nn.BatchNorm1d,  # in training mode, where running statistics change nothing
+    nn.LayerNorm,
+]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_same_normalised_function(norm):
+    net, (x, y, *_) = normalised_network(norm), tensors()
+    model, theta = interop.model_of(net), interop.to_theta(net)
+    assert_close(model.apply(theta, x[0]), net(x[0]).detach(), TIGHT)
+    F.mse_loss(net(x[0]), y[0]).backward()
+    lin = nm.Risk(model, "mse").linearize(theta, x[:1], y[:1])
+    assert_close(interop.grad_of(net), lin.grad[0], 1e-11)
+    for params in (net.state_dict(), list(net.parameters()), dict(net.named_parameters())):
+        np.testing.assert_array_equal(interop.to_theta(params, model), theta)
+    other = normalised_network(norm)
+    other.load_state_dict(interop.from_theta(2 * theta, like=other.state_dict()))
+    np.testing.assert_array_equal(interop.to_theta(other), 2 * theta)
+    assert interop.from_theta(np.stack([theta] * 3), like=net)["1.weight"].shape == (3, 8)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """With its scale and shift outside of PyTorch's own function."""
+
+    def forward(self, z):
+        return self.weight * F.batch_norm(z, None, None, training=True, eps=self.eps) + self.bias
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, z):
+        return self.weight * F.layer_norm(z, self.normalized_shape, eps=self.eps) + self.bias
+
+
+@pytest.mark.parametrize("norm", [BatchNorm1d, LayerNorm])
+def test_diagnosis_of_a_normalised_network(norm):
+    assert diagnosis(normalised_network(norm), *tensors()).verdict == "pass"
+    assert diagnosis(normalised_network(norm), *tensors(), detach=True).fault == "first_order"
+
+
+@pytest.mark.parametrize("norm", [NORMS[0], nn.LayerNorm])
+def test_vmap_takes_saved_statistics_for_constants(norm):
+    """Should this fail, PyTorch has been mended, and the advice of the doctor is to be changed."""
+    assert diagnosis(normalised_network(norm), *tensors()).fault == "norm_saved_statistics"
+
+
+def test_another_epsilon_is_named():
+    """Parameters do not say which ε it is, and the gradient does."""
+    net = normalised_network(lambda n: LayerNorm(n, eps=1e-6))
+    with pytest.raises(ValueError, match="has eps=1e-06, and npmeta's norms have 1e-05"):
+        interop.model_of(net)
+    model = interop.model_of(net.state_dict(), "tanh", norm="layer")
+    problem = nm.Problem(
+        nm.MAML(model, "mse", inner_lr=0.1, inner_steps=3),
+        interop.to_theta(net),
+        nm.TaskBatch(*some_tasks()),
+    )
+    meta_losses(net, *tensors()).mean().backward()
+    found = nm.diagnose(problem, interop.grad_of(net))
+    assert (found.fault, found.factor) == ("norm_eps", 1e-6)

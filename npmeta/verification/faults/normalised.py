@@ -68,6 +68,11 @@ def _adapted(problem: Problem) -> Iterator[Variant]:
         yield Variant({"adapted": "norm too"})
 
 
+def _saved(problem: Problem) -> Iterator[Variant]:
+    for _ in _not_adapted(problem):  # where they are adapted, that is
+        yield Variant({"hessian_at": "own, saved statistics"})
+
+
 def _no_gradient(problem: Problem) -> Iterator[Variant]:
     names = tuple(name for name in problem.blocks if name.endswith(("scale", "shift")))
     if names:
@@ -165,6 +170,16 @@ NORMALISED = [
         "Leave it to autograd, or differentiate mean and variance twice in a custom backward().",
         "Leave it to jax.grad, or differentiate mean and variance in the custom_vjp's own rule.",
         _of(Variant({"hessian_at": "own, constant statistics"}), steps=1),
+    ),
+    Fault(
+        "norm_saved_statistics",
+        "backward",
+        "H_s → with ∂μ, ∂σ = 0 in that of γ",
+        "The inner gradient of γ has saved statistics in it, which are constants to the outer one.",
+        "torch.func.vmap of F.batch_norm and F.layer_norm does this (as of 2.13): gamma * F.batch_norm("
+        "z, None, None, training=True) + beta in its place, or a loop over tasks.",
+        "Leave it to jax.grad, or differentiate mean and variance in the custom_vjp's own rule.",
+        _saved,
     ),
     Fault(
         "norm_unbiased",
