@@ -13,6 +13,8 @@ import numpy as np
 
 import npmeta as nm
 from npmeta.optimizers import Adam
+from npmeta.verification.computation import evaluate, follow
+from npmeta.verification.recipe import Recipe
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))
@@ -26,6 +28,16 @@ ITERATIONS, EVERY, SEEDS, TEST_TASKS = 4000, 100, 4, 200
 #: Implicit MAML: pull towards θ, inner step size and steps, conjugate-gradient iterations.
 IMPLICIT = (5.0, 0.01, 20, 5)
 
+#: The mistakes of normalised networks as the doctor predicts them. Running statistics begin anew in
+#: every iteration.
+NORMED = nm.MLP([1, 40, 40, 1], "tanh", norm="batch")
+NORMS = {
+    "norm: right": {},
+    "norm: eval_mode": {"statistics": ("fresh",)},
+    "norm: running_statistics": {"statistics": ("running", 0.1, True, True)},
+    "norm: vmap": {"hessian_at": "own, saved statistics"},
+}
+
 RED, YELLOW, BLUE = "#d1342f", "#f0a202", "#1d70b8"
 
 
@@ -37,6 +49,17 @@ def query_loss(theta, alpha=ALPHA):
     """After the right inner loop, or one with other step sizes."""
     algorithm = nm.MAML(MODEL, inner_lr=alpha, inner_steps=STEPS)
     return float(nm.evaluate(algorithm, WAVES, theta, n_tasks=TEST_TASKS).mean()[-1])
+
+
+def normed(theta, tasks, name):
+    """The problem of a normalised network, and what is computed of it."""
+    problem = nm.Problem(nm.MAML(NORMED, inner_lr=ALPHA, inner_steps=STEPS), theta, tasks)
+    return problem, Recipe().having(NORMS[name])
+
+
+def norm_loss(theta, name):
+    problem, recipe = normed(theta, WAVES.sample(0, 0, TEST_TASKS, split="test"), name)
+    return float(follow(problem, recipe.forward).query(STEPS).value.mean())
 
 
 def implicit_loss(theta, proximal_once=False):
@@ -60,7 +83,8 @@ def train(name, seed):
 
     A second list has those after the mistaken inner loop itself, where it is another one.
     """
-    theta = maml().init(np.random.default_rng(seed))["theta"]
+    rng = np.random.default_rng(seed)
+    theta = NORMED.init(rng) if name in NORMS else maml().init(rng)["theta"]
     params, optimizer = {"theta": theta}, Adam()
     if name.startswith("alpha"):
         params["inner_lr"] = np.full((1, theta.size), ALPHA)
@@ -72,7 +96,11 @@ def train(name, seed):
         if not np.isfinite(theta).all():
             break
         if iteration % EVERY == 0:
-            if name.startswith("implicit"):
+            if name in NORMS:
+                curves[0].append(norm_loss(theta, "norm: right"))
+                if "statistics" in NORMS[name]:
+                    curves[1].append(norm_loss(theta, name))
+            elif name.startswith("implicit"):
                 curves[0].append(implicit_loss(theta))
                 if name == "implicit: proximal_once":
                     curves[1].append(implicit_loss(theta, True))
@@ -88,7 +116,9 @@ def train(name, seed):
                 grads = {"theta": wrong.right(params["theta"], *one, ALPHA, STEPS)}
                 params, state = optimizer.update(params, grads, state, OUTER_LR)
             continue
-        if name.startswith("alpha"):
+        if name in NORMS:
+            grads = {"theta": evaluate(*normed(theta, tasks, name))}
+        elif name.startswith("alpha"):
             grads = dict(maml().meta_gradient(params, tasks).grads)
             if name == "alpha: wrong":
                 grads["inner_lr"] = grads["theta"][None]
@@ -130,6 +160,11 @@ PICTURES = {
         ("inner backward() as well", "right", {"leaking": "leaked"}),
         ("a gradient of one column", "right", {"one_column": "broadcast"}),
         ("α gets θ's gradient", "alpha: right", {"alpha: wrong": "θ's gradient"}),
+    ],
+    "norms": [
+        ("model.eval() inside", "norm: right", {"norm: eval_mode": "no statistics"}),
+        ("running statistics", "norm: right", {"norm: running_statistics": "of other tasks"}),
+        ("vmap of batch_norm", "norm: right", {"norm: vmap": "saved statistics"}),
     ],
     "implicit": [
         ("unscaled residual", "implicit: right", {"implicit: unscaled_residual": "r − Ap"}),

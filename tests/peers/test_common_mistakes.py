@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import npmeta as nm
+from npmeta import interop
 from tests.peers.test_doctor import ALPHA, Case, S, flat
 from tests.test_common_mistakes import example
 
@@ -32,3 +34,37 @@ def test_the_mistake_is_named(case, name):
     assert found.fault is not None, str(found)
     assert set(found.fault.split(" + ")) == IDS[name], str(found)
     assert np.array_equal(flat(theta), flat(case.parameters())) == (name != "written_into_data")
+
+
+# --- normalised networks --------------------------------------------------------------------------
+
+#: Whether BatchNorm1d keeps running statistics, which vmap refuses, and what is named.
+NORM_IDS = {
+    "right": (True, None),
+    "eval_mode": (True, "norm_eval_mode"),
+    "running_statistics": (True, "norm_statistics_leak"),
+    "over_tasks_by_vmap": (False, "norm_saved_statistics"),
+}
+
+
+@pytest.mark.parametrize("name", NORM_IDS)
+def test_the_mistake_of_a_normalised_network_is_named(name):
+    tracks, id = NORM_IDS[name]
+    torch.manual_seed(0)
+    hidden = (
+        part
+        for n_in, n in ((4, 8), (8, 8))
+        for part in (
+            torch.nn.Linear(n_in, n),
+            torch.nn.BatchNorm1d(n, track_running_stats=tracks),
+            torch.nn.Tanh(),
+        )
+    )
+    net = torch.nn.Sequential(*hidden, torch.nn.Linear(8, 11)).double()
+    plain = Case().problem
+    problem = nm.Problem(
+        nm.MAML(interop.model_of(net), "mse", ALPHA, S), interop.to_theta(net), plain.tasks
+    )
+    getattr(example("common_mistakes_norms"), name)(net, Case().tasks, ALPHA, S)
+    found = nm.diagnose(problem, interop.grad_of(net))
+    assert (found.verdict == "pass", found.fault) == (id is None, id), str(found)
