@@ -747,6 +747,35 @@ def test_norms_in_other_places():
     assert interop.model_of(Sequential(linear(2, 3), in_training, linear(3, 1))).norm == "batch"
 
 
+def test_norms_whose_names_have_no_numbers():
+    """By the names of their layers, in any order, or by their sizes; else nobody knows."""
+
+    def tree(names, widths):
+        (W, b, scale, shift), (V, c, other, beta), (U, d) = random_normalised(widths)
+        one, two = ({"scale": scale, "bias": shift}, {"scale": other, "bias": beta})
+        dense = {
+            "l0": {"kernel": W, "bias": b},
+            "l1": {"kernel": V, "bias": c},
+            "l2": {"kernel": U, "bias": d},
+        }
+        theta = nm.MLP(widths, norm="layer").pack(random_normalised(widths))
+        return {**dense, names[1]: two, names[0]: one}, theta
+
+    params, theta = tree(("z", "a"), [2, 3, 4, 1])
+    np.testing.assert_array_equal(interop.to_theta(params), theta)
+    params, _ = tree(("z", "a"), [2, 3, 3, 1])
+    with pytest.raises(ValueError, match=r"which hidden layer each of the norms 'a' \(3\), 'z' \(3\)"):
+        interop.to_theta(params)
+    own = [
+        dict(zip(("w", "b", "gamma", "beta"), arrays, strict=False))
+        for arrays in random_normalised([3, 3, 3, 3])
+    ]
+    shuffled = {"l2": own[1], "l10": own[2], "l1": own[0]}
+    model = nm.MLP([3, 3, 3, 3], norm="batch")
+    expected = model.pack(random_normalised([3, 3, 3, 3]))
+    np.testing.assert_array_equal(interop.to_theta(shuffled, model), expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -69,11 +69,11 @@ def in_order(
     return layers
 
 
-def with_norms(layers: list[Layer], norms: list[Norm]) -> list[Layer]:
+def with_norms(layers: list[Layer], norms: list[Norm], registered: bool) -> list[Layer]:
     """The layers in their order, the hidden ones each with its norm.
 
-    Norms go by the numbers in their names, where these differ in numbers alone; else they stand in the
-    order in which they are in a module, or ought to have the sizes of the layers.
+    A norm's name is that of its layer; or names differ in numbers alone, and these decide; or norms
+    stand in a module (``registered``), in their order; or sizes decide.
     """
     if not norms:
         return layers
@@ -84,9 +84,18 @@ def with_norms(layers: list[Layer], norms: list[Norm]) -> list[Layer]:
             "in npmeta every hidden layer is normalised, before its activation, or none is; here are "
             f"the norms {listed} for {len(hidden)} hidden layers"
         )
-    stems = {_numbered(norm.name)[0] for norm in norms}
-    if len(stems) == 1:
-        norms = sorted(norms, key=lambda norm: _numbered(norm.name)[1])
+    by_name, by_size = {norm.name: norm for norm in norms}, {norm.n: norm for norm in norms}
+    if set(by_name) == {layer.name for layer in hidden}:
+        norms = [by_name[layer.name] for layer in hidden]
+    elif len({_numbered(norm.name)[0] for norm in norms}) == 1:
+        norms = sorted(norms, key=lambda norm: _numbered(norm.name))
+    elif not registered:
+        if set(by_size) != {layer.n_out for layer in hidden} or len(by_size) < len(norms):
+            raise ValueError(
+                f"neither names nor sizes say which hidden layer each of the norms {listed} belongs "
+                "to; give them names that differ in a number alone, or the names of their layers"
+            )
+        norms = [by_size[layer.n_out] for layer in hidden]
     found = [replace(layer, norm=norm) for layer, norm in zip(hidden, norms, strict=True)]
     in_line = [part for layer in found for part in (layer, layer.norm)] + [last]
     names = [_numbered(part.name) for part in in_line if part is not None]

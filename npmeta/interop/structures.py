@@ -219,10 +219,11 @@ def find_layers(
             f"there is {path_name(statistics[0])!r}, of a norm, and no scale and shift of one; those "
             "of npmeta have both (affine=True, or center=True and scale=True)"
         )
-    layers = in_order(layers, order, widths, registered=structure is not params)
+    registered = structure is not params
+    layers = in_order(layers, order, widths, registered)
     lead = len(at(structure, layers[0].W).shape) - 2
     norms = [_norm(name, part, structure, lead) for name, part in rest.items()]
-    return structure, with_norms(layers, norms)
+    return structure, with_norms(layers, norms, registered)
 
 
 def _is_norm(part: Mapping[str, Path], structure: Any) -> bool:

@@ -51,19 +51,6 @@ __all__ = [
 ]
 
 FLOAT64 = np.dtype(np.float64)
-#: By which mean and variance a normalised network normalises: ``choices.statistics``.
-STATISTICS = {
-    "own": "those of the rows at hand",
-    "over": "those over another axis, (axis,)",
-    "constants": "the right ones, which are constants on the way back",
-    "fresh": "0 and 1",
-    "fresh on query": "0 and 1 on the query rows",
-    "running": "running averages on the query rows, (momentum, unbiased, kept from task to task)",
-    "support": "those of the support rows on the query rows",
-    "support, a constant": "the same, which are constants on the way back",
-    "both": "those of support and query rows on the query rows",
-    "none": "0 and 1, without ε, scale and shift",
-}
 #: Numbers above which the tasks go back one after another: less memory, and no more time.
 MOST_AT_ONCE = 4_000_000
 

@@ -18,7 +18,24 @@ __all__ = ["Backward", "Forward", "Recipe"]
 
 @dataclass(frozen=True)
 class Forward:
-    """The choices of the inner loop, and of what is scored after it."""
+    """The choices of the inner loop, and of what is scored after it.
+
+    By which mean and variance a normalised network normalises, ``statistics``:
+
+    =============================================  =================================================
+    ``own``                                        those of the rows at hand
+    ``over``, axis                                 those over another axis
+    ``constants``                                  the right ones, constants on the way back
+    ``fresh``                                      0 and 1
+    ``none``                                       0 and 1, without ε, scale and shift
+    ``fresh on query``                             0 and 1 on the query rows
+    ``support``; ``support, a constant``           on the query rows those of the support rows
+    ``both``                                       on the query rows those of both sets
+    ``running``, momentum, unbiased, kept          on the query rows running averages; whether the
+                                                   variance is unbiased, and tasks go on with those
+                                                   of the task before
+    =============================================  =================================================
+    """
 
     lr_factor: float = 1.0
     extra_steps: int = 0
@@ -34,8 +51,8 @@ class Forward:
     decay: float | None = None  # None: the problem's
     activation: str | None = None
     loss: str | None = None  # or "targets broadcast", "softmax twice"
-    # Of a normalised network: by which statistics, with which variance and ε, where, with what behind.
-    statistics: tuple[Any, ...] = ("own",)  # or another, as in computation.STATISTICS
+    # Of a normalised network.
+    statistics: tuple[Any, ...] = ("own",)
     unbiased: bool = False
     eps: float = EPS
     eps_on: str = "variance"  # or "deviation"
