@@ -120,7 +120,8 @@ def pairs(problem: Problem) -> list[Hypothesis]:
                 found.append(Hypothesis.of(a, b))
             continue
         changed = {*a[1].changes, *b[1].changes}
-        all_of_them = every and _of_norm(a) == _of_norm(b)
+        first_order = "first_order" in (a[0].id, b[0].id)
+        all_of_them = every and (_of_norm(a) == _of_norm(b) or first_order)
         # What is done after the tasks' gradients are known costs nothing.
         if all_of_them or changed & likely or "assembly" in (a[0].stage, b[0].stage):
             found.append(Hypothesis.of(a, b))
@@ -157,8 +158,8 @@ def left_out(problem: Problem) -> str:
         more = ["three and more mistakes at once"] if size > MOST_FOR_CROWDS else []
         if normalised:
             more.append(
-                "a mistake of normalisation beside others, unless one is a wrong step size, a wrong "
-                "choice of what is adapted or made with right gradients"
+                "a mistake of normalisation beside others, unless one is first_order, a wrong step "
+                "size, a wrong choice of what is adapted or made with right gradients"
             )
         return "; ".join(more)
     if size <= MOST_FOR_LIKELY_PAIRS:

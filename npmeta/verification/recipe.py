@@ -81,9 +81,8 @@ class Forward:
 class Backward:
     """The choices of the way back."""
 
-    hessian_at: str = (
-        "own"  # or "theta", "end", "next", "query"; "own, constant statistics", "own, saved ..."
-    )
+    # Or "theta", "end", "next", "query"; "own, constant statistics", "own, saved statistics".
+    hessian_at: str = "own"
     curvature: float = 1.0  # what multiplies H
     identity: bool = True
     reversed: bool = False
