@@ -390,15 +390,6 @@ def test_the_doctor_refuses_sets():
         nm.Problem(nm.MAML(p.model, p.loss), p.theta, p.tasks)
 
 
-@every_norm
-def test_other_frameworks_parameters_are_refused(norm):
-    from npmeta import interop
-
-    params = [(np.zeros((2, 3)), np.zeros(3)), (np.zeros((3, 1)), np.zeros(1))]
-    with pytest.raises(ValueError, match="interop has no place for normalisation"):
-        interop.to_theta(params, nm.MLP([2, 3, 1], norm=norm))
-
-
 # --- runs -----------------------------------------------------------------------------------------
 
 
