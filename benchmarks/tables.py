@@ -213,6 +213,7 @@ def summary(plan: Plan) -> dict[str, Any]:
                 "seeds": scores,
                 "published": {str(step): value for step, value in row.published.items()},
                 "doubt": row.doubt,
+                "why": row.why,
             }
         )
     return {
@@ -275,7 +276,8 @@ def _best(record: Mapping[str, Any]) -> str:
     if len({row["algorithm"] for row in measured}) < 2:
         return ""
     best = max(measured, key=lambda row: sign * row["ours"][last][0])
-    return f"Best of those measured: {best['label']} ({ALGORITHMS[best['algorithm']].summary})."
+    what = f"Best of those measured: {best['label']} ({ALGORITHMS[best['algorithm']].summary})."
+    return what + (f" {best['why']}." if best["why"] else "")
 
 
 def _minutes(row: Mapping[str, Any]) -> str:

@@ -488,7 +488,7 @@ def test_what_takes_no_structure():
         (lambda: CAVIA(staying, n_context=1), "CAVIA takes no normalised network and no structure"),
         (lambda: IMAML(staying), "iMAML moves all parameters"),
         (lambda: MetaLSTM(staying), "the LSTM moves all parameters"),
-        (lambda: interop.to_theta([], staying), "no place for normalisation or structure"),
+        (lambda: interop.to_theta([], staying), "no place for a learned structure"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -155,7 +155,7 @@ class Problem:
         """α written out for every step and parameter, ``(max(S, 1), P)``; ``norm_too`` as if scales and
         shifts were adapted."""
         objective = self.maml.objective
-        if norm_too and isinstance(objective, Risk):
+        if norm_too and isinstance(objective, Risk) and objective.model.norm is not None:
             model = objective.model
             objective = Risk(MLP(model.widths, model.activations, norm=model.norm), objective.loss)
         sizes = StepSizes(self.maml.inner_lr, objective, self.S, dtype).written_out()
