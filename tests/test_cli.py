@@ -16,6 +16,7 @@ import pytest
 import npmeta
 from npmeta import commands
 from npmeta.cli import main
+from npmeta.commands import results, train
 from npmeta.config import Config
 from npmeta.options import TASKS
 from npmeta.registry import options_of
@@ -166,12 +167,13 @@ def test_a_finished_run_can_be_given_more_iterations(tmp_path, capsys):
 #: Ends the process at a point of its own choosing, as a signal from outside might.
 INTERRUPTED_REPORT = """
 import os, signal, sys
-from npmeta import cli, commands
-number, score = getattr(signal, sys.argv.pop(1)), commands._score
+from npmeta import cli
+from npmeta.commands import train
+number, score = getattr(signal, sys.argv.pop(1)), train.score
 def interrupted(*args, **options):
     os.kill(os.getpid(), number)
     return score(*args, **options)
-commands._score = interrupted
+train.score = interrupted
 sys.exit(cli.main())
 """
 
@@ -210,19 +212,19 @@ def signals_after(iteration, *numbers):
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch, capsys):
-    train = ["train", "sinusoid", *QUICK, "--iterations", "9", "--out"]
-    monkeypatch.setattr(commands, "meta_train", signals_after(5, signal.SIGINT))
-    assert main([*train, str(tmp_path / "once")]) == 130
+    words = ["train", "sinusoid", *QUICK, "--iterations", "9", "--out"]
+    monkeypatch.setattr(train, "meta_train", signals_after(5, signal.SIGINT))
+    assert main([*words, str(tmp_path / "once")]) == 130
     assert Run(tmp_path / "once").load().iteration == 5
-    monkeypatch.setattr(commands, "meta_train", signals_after(5, signal.SIGINT, signal.SIGTERM))
-    assert main([*train, str(tmp_path / "twice")]) == 130
+    monkeypatch.setattr(train, "meta_train", signals_after(5, signal.SIGINT, signal.SIGTERM))
+    assert main([*words, str(tmp_path / "twice")]) == 130
     assert Run(tmp_path / "twice").load().iteration == 0
     assert capsys.readouterr().err.splitlines()[-1] == "npmeta: interrupted"
 
 
 def test_an_interrupt_in_the_last_iteration_leaves_out_the_report(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
-    monkeypatch.setattr(commands, "meta_train", signals_after(9, signal.SIGTERM))
+    monkeypatch.setattr(train, "meta_train", signals_after(9, signal.SIGTERM))
     assert main(["train", "sinusoid", *QUICK, "--iterations", "9", "--out", str(folder)]) == 130
     assert "stopped after iteration 9 of 9" in capsys.readouterr().err
     assert not (folder / "evaluation.json").exists()
@@ -390,12 +392,13 @@ def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
         came["evaluation"] = options
         return npmeta.algorithms.Scores(np.zeros((1, 1)), None)
 
-    monkeypatch.setattr(commands, "meta_train", meta_train)
-    monkeypatch.setattr(commands, "evaluate", evaluate)
+    monkeypatch.setattr(train, "meta_train", meta_train)
+    for module in (train, results):
+        monkeypatch.setattr(module, "evaluate", evaluate)
     params = maml.init(np.random.default_rng(c["seed"]), c["dtype"])
     run = Run.create(tmp_path / "run", config, None)
     start = Checkpoint(3, params, {"m/theta": params["theta"]}, np.zeros(3))
-    commands._iterate(run, None, maml, start, [])
+    train._iterate(run, None, maml, start, [])
     params_passed, options = came["training"]
     assert params_passed is params
     assert options.pop("state") is start.state
@@ -409,9 +412,9 @@ def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
         "seed": 1,
         "start": 3,
     }
-    commands._validate(config, None, maml, params)
+    train._validate(config, None, maml, params)
     assert came["evaluation"] == {"n_tasks": 101, "split": "validation", "seed": 1}
-    commands._score(run, None, maml, params)
+    results.score(run, None, maml, params)
     assert came["evaluation"] == {
         "n_tasks": 601, "steps": c["eval_steps"], "split": "test", "seed": 1
     }  # fmt: skip
@@ -451,7 +454,7 @@ def test_a_task_that_diverges_is_null_in_json(trained, monkeypatch, capsys, tmp_
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
 
-    monkeypatch.setattr(commands, "evaluate", evaluate)
+    monkeypatch.setattr(results, "evaluate", evaluate)
     file = tmp_path / "scores.json"
     with np.errstate(invalid="ignore"):
         assert main(["evaluate", str(trained[0]), "--json", str(file)]) == 0
@@ -728,7 +731,7 @@ def test_a_new_run_holds_its_lock(tmp_path, monkeypatch):
             pass
         return npmeta.meta_train(*args, **options)
 
-    monkeypatch.setattr(commands, "meta_train", meta_train)
+    monkeypatch.setattr(train, "meta_train", meta_train)
     assert main(["train", "sinusoid", *QUICK, "--iterations", "2", "--out", str(folder)]) == 0
 
 
@@ -786,8 +789,8 @@ def test_runs_are_numbered_when_no_folder_is_named(tmp_path):
 
 
 def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path, monkeypatch):
-    train = ["train", "sinusoid", *QUICK, "--iterations", 2]
-    processes = [npmeta_process(*train, cwd=tmp_path) for _ in range(4)]
+    words = ["train", "sinusoid", *QUICK, "--iterations", 2]
+    processes = [npmeta_process(*words, cwd=tmp_path) for _ in range(4)]
     for process in processes:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
@@ -797,7 +800,7 @@ def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path, monkeypatch
     # And should the folder turn up after one has looked whether it is there:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "exists", lambda self, **options: False)
-    assert commands._new_folder("sinusoid") == Path("runs", "sinusoid-5")
+    assert train._new_folder("sinusoid") == Path("runs", "sinusoid-5")
 
 
 def test_a_checkpoint_that_may_not_be_read_stops_rather_than_going_back(trained, monkeypatch, capsys):

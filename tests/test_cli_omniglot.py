@@ -93,7 +93,7 @@ def test_learners_of_classes_train_resume_evaluate_and_adapt(
     name, place, tmp_path, capsys, monkeypatch
 ):
     if name != "pixels":  # pictures of one are enough
-        monkeypatch.setattr("npmeta.commands._draw", lambda *_: [])
+        monkeypatch.setattr("npmeta.commands.train.draw", lambda *_: [])
 
     def npmeta(*words):
         capsys.readouterr()

@@ -121,7 +121,7 @@ def test_what_is_said_of_each_task_comes_along(pools):
 
 
 def test_metrics_have_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr("npmeta.commands._draw", lambda *_: [])
+    monkeypatch.setattr("npmeta.commands.train.draw", lambda *_: [])
     quick = ["--iterations", "4", "--log-every", "2", "--meta-batch", "4", "--shard-size", "2"]
     quick += ["--hidden", "4", "--eval-tasks", "2", "--validation-tasks", "2", "--inner-steps", "3"]
     assert main(["train", "sinusoid", "--algorithm", "imaml", *quick, "--out", f"{tmp_path}/run"]) == 0

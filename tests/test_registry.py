@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 
-from npmeta import commands
 from npmeta.cli import main
 from npmeta.config import Config
 from npmeta.options import TASKS
@@ -90,7 +89,9 @@ def state_of(folder):
 
 @every_algorithm
 def test_trains_resumes_evaluates_and_adapts(name, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "_draw", lambda *_: [])  # one of them for all is in the tests of cli
+    monkeypatch.setattr(
+        "npmeta.commands.train.draw", lambda *_: []
+    )  # one of them for all is in the tests of cli
     if "sinusoid" not in ALGORITHMS[name].tasks:
         pytest.skip("its own tests run it on the tasks that it is for")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -115,7 +116,7 @@ def test_trains_resumes_evaluates_and_adapts(name, tmp_path, capsys, monkeypatch
 
 
 def test_resuming_refuses_another_algorithm(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "_draw", lambda *_: [])
+    monkeypatch.setattr("npmeta.commands.train.draw", lambda *_: [])
     folder = tmp_path / "run"
     npmeta("train", "sinusoid", "--algorithm", "anil", *QUICK, "--iterations", 1, "--out", folder)
     capsys.readouterr()

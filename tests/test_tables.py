@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.papers import TABLES
 from benchmarks.tables import interval, main
-from npmeta.commands import Progress
 from npmeta.config import Config
+from npmeta.progress import Progress
 from tests.test_tasks_omniglot import REAL
 
 

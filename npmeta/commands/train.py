@@ -1,0 +1,297 @@
+"""``npmeta train``: runs, begun and gone on with."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from npmeta import optimizers
+from npmeta._files import write_atomically
+from npmeta._validation import Array
+from npmeta.algorithms.base import MetaLearner
+from npmeta.commands.results import draw, score
+from npmeta.commands.words import say
+from npmeta.config import Config, TaskDistribution
+from npmeta.parallel import Sharded, default_shard_size
+from npmeta.progress import Progress
+from npmeta.reports import score_json, score_table
+from npmeta.runs import Checkpoint, Run, locked
+from npmeta.tasks import Sinusoid, Table
+from npmeta.tasks.checks import existing
+from npmeta.training import Algorithm, NonFiniteError, evaluate, meta_train
+
+__all__ = ["resume_run", "start_run"]
+
+
+def start_run(config: Config, folder: Path | None, workers: int = 1) -> int:
+    """Train from the beginning in a new folder. Nothing is written before everything is checked."""
+    tasks = config.tasks()
+    settled: dict[str, Any] = {}
+    if not isinstance(tasks, Sinusoid):
+        settled = {"data": str(existing(config["data"]).resolve()), "checksum": tasks.checksum}
+    if isinstance(tasks, Table) and config["loss"] is None:
+        settled["loss"] = "mse" if tasks.encoding.kind == "number" else "cross_entropy"
+    config = config.with_values(**settled)
+    algorithm = config.algorithm(tasks.n_in, tasks.n_out)
+    params = algorithm.init(np.random.default_rng(config["seed"]), config["dtype"])
+    if config["shard_size"] is None:
+        n_params = sum(array.size for array in params.values())
+        config = config.with_values(shard_size=default_shard_size(config["meta_batch"], n_params))
+    for split in ("train", "validation", "test"):
+        algorithm.evaluate(params, tasks.sample(config["seed"], 0, 1, split=split), 0)
+    config.schedule()
+    start = Checkpoint(0, params, optimizers.get(config["optimizer"]).init(params), np.zeros(3))
+
+    encoding = tasks.encoding.to_dict() if isinstance(tasks, Table) else None
+    run = Run.create(folder or _new_folder(config.task), config, encoding, start)
+    with locked(run.folder):
+        return _train(run, tasks, algorithm, start, workers)
+
+
+def resume_run(folder: Path, task: str | None, changes: Mapping[str, Any], workers: int = 1) -> int:
+    """Go on with a run, bit for bit as if it had not been interrupted.
+
+    ``changes`` may be what the run has already; only ``iterations`` may be something else, and the
+    path of the same data.
+    """
+    with locked(folder):
+        return _resume(Run(folder), task, changes, workers)
+
+
+def _resume(run: Run, task: str | None, changes: Mapping[str, Any], workers: int) -> int:
+    folder = run.folder
+    for came, own in (task, run.config.task), (changes.get("algorithm"), run.config["algorithm"]):
+        if came not in (None, own):
+            raise ValueError(f"{folder} is of {own}, not of {came}")
+    config = run.config.with_values(**changes)
+    if "data" in changes:
+        config = config.with_values(data=str(existing(changes["data"]).resolve()))
+    changed = {name for name, value in config.values.items() if run.config[name] != value}
+    for name in sorted(changed - {"iterations", "data"}):
+        raise ValueError(
+            f"a run cannot go on with another {name} ({run.config[name]!r}, not {config[name]!r}); "
+            f"only iterations may change"
+        )
+    if "iterations" in changed and config["schedule"] == "cosine":
+        raise ValueError("the cosine schedule depends on iterations, so they cannot change midway")
+    if workers > 1 and config["shard_size"] is None:
+        raise ValueError(f"{folder} was begun without shards, so workers cannot share its iterations")
+    tasks = config.tasks()  # data of another checksum is refused
+    algorithm = config.algorithm(tasks.n_in, tasks.n_out)
+    checkpoint = run.load()
+    made, iterations = checkpoint.iteration, config["iterations"]
+    if made > iterations:
+        raise ValueError(f"{folder} has made {made} iterations, and cannot go back to {iterations}")
+    _check_fit(checkpoint, config, algorithm)
+    run.metrics()  # a damaged row is an error, and nothing has been written yet
+    if changed:
+        run.config = config
+        write_atomically(folder / "config.toml", config.to_toml())
+    if made == iterations and (folder / "evaluation.json").exists():
+        say(f"{folder} has made its {iterations} iterations; --iterations N goes on to more")
+        return 0
+    # Scores of fewer iterations; without them, an interrupt before the new ones can be made good.
+    (folder / "evaluation.json").unlink(missing_ok=True)
+    run.truncate_metrics(made)
+    say(f"going on from iteration {made} of {iterations}")
+    return _train(run, tasks, algorithm, checkpoint, workers)
+
+
+def _check_fit(checkpoint: Checkpoint, config: Config, algorithm: MetaLearner) -> None:
+    """Raise ValueError unless a checkpoint has what the configuration's network and optimizer need."""
+    params = algorithm.init(np.random.default_rng(0), config["dtype"])
+    state = optimizers.get(config["optimizer"]).init(params)
+    for part, expected, found in (
+        ("parameters", params, checkpoint.params),
+        ("optimizer state", state, checkpoint.state),
+    ):
+        wanted, came = (
+            {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+            for arrays in (expected, found)
+        )
+        if wanted != came:
+            raise ValueError(
+                f"the checkpoint does not fit config.toml: its {part} are {came}, expected {wanted}"
+            )
+
+
+def _new_folder(task: str) -> Path:
+    """The first of runs/TASK-1, runs/TASK-2, ... that is free, made: no other process will get it."""
+    n = 1
+    while True:
+        folder = Path("runs", f"{task}-{n}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            n += 1
+        else:
+            return folder
+
+
+def _train(
+    run: Run, tasks: TaskDistribution, algorithm: MetaLearner, start: Checkpoint, workers: int
+) -> int:
+    """Train, and report; or say why not, and how to go on."""
+    config = run.config
+    n_params = sum(array.size for array in start.params.values())
+    say(f"{config.task}: {config['algorithm']}, {n_params} meta-parameters, in {run.folder}")
+    with (
+        _handling(signal.default_int_handler, signal.SIGTERM),
+        _sharded(config, algorithm, workers) as sharded,
+    ):
+        try:
+            with _interrupts() as interrupted:
+                checkpoint = _iterate(run, tasks, sharded, start, interrupted)
+        except NonFiniteError as error:
+            say(f"npmeta: training stopped: {error}; the newest checkpoint is {run.checkpoints()[-1]}")
+            return 1
+        if interrupted:
+            say(
+                f"stopped after iteration {checkpoint.iteration} of {config['iterations']}; "
+                f"to go on: npmeta train --resume {run.folder}"
+            )
+            return 130
+        _report(run, tasks, algorithm, sharded, checkpoint.params)
+    return 0
+
+
+def _sharded(config: Config, algorithm: MetaLearner, workers: int) -> AbstractContextManager[Algorithm]:
+    """The algorithm in the run's shards; as it is, for a run of before there were any."""
+    size = config["shard_size"]
+    if size is None:
+        return nullcontext(algorithm)
+    if workers > 1:
+        n_shards = -(-config["meta_batch"] // size)
+        say(f"{workers} workers; shards in an iteration: {n_shards}, of {size} tasks")
+    return Sharded(algorithm, size, workers=workers)
+
+
+def _iterate(
+    run: Run,
+    tasks: TaskDistribution,
+    algorithm: Algorithm,
+    start: Checkpoint,
+    interrupted: Sequence[int],
+) -> Checkpoint:
+    """All iterations, or those up to an interrupt; what came of them is in the run's folder."""
+    config, checkpoint, window = run.config, start, start.window
+    iterations = config["iterations"]
+    steps = meta_train(
+        algorithm,
+        tasks,
+        start.params,
+        iterations=iterations,
+        meta_batch=config["meta_batch"],
+        outer_lr=config["outer_lr"],
+        optimizer=optimizers.get(config["optimizer"]),
+        schedule=config.schedule(),
+        clip=config["clip"],
+        seed=config["seed"],
+        state=start.state,
+        start=start.iteration,
+    )
+    with Progress(iterations, start.iteration) as progress:
+        for step in steps:
+            progress.update(step.iteration, step.loss)
+            window = window + np.array([1.0, step.loss, step.grad_norm])
+            last = step.iteration == iterations
+            validates = last or step.iteration % config["validate_every"] == 0
+            if validates or step.iteration % config["log_every"] == 0:
+                count, loss, norm = window.tolist()
+                row = {
+                    "iteration": step.iteration,
+                    "loss": loss / count,
+                    "grad_norm": norm / count,
+                    "outer_lr": step.lr,
+                    **step.report,
+                }
+                if validates:
+                    row |= _validate(config, tasks, algorithm, step.params)
+                run.append(row)
+                window = np.zeros(3)
+            stops = bool(interrupted)  # asked once: what stops here is in a checkpoint
+            if last or stops or step.iteration % config["checkpoint_every"] == 0:
+                checkpoint = Checkpoint(step.iteration, step.params, step.state, window)
+                run.save(checkpoint)
+            if stops:
+                break
+    return checkpoint
+
+
+def _validate(
+    config: Config, tasks: TaskDistribution, algorithm: Algorithm, params: Mapping[str, Array]
+) -> dict[str, float]:
+    scored = evaluate(
+        algorithm,
+        tasks,
+        params,
+        n_tasks=config["validation_tasks"],
+        split="validation",
+        seed=config["seed"],
+    )
+    row = {"validation_loss": float(scored.mean()[-1])}
+    if scored.accuracy is not None:
+        row["validation_accuracy"] = float(scored.mean("accuracy")[-1])
+    return row
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C or a request to terminate has come.
+
+    The iteration under way ends first. A second Ctrl-C interrupts at once.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    with _handling(note, signal.SIGINT, signal.SIGTERM):
+        yield came
+
+
+@contextmanager
+def _handling(
+    handler: Callable[[int, FrameType | None], Any], *numbers: signal.Signals
+) -> Iterator[None]:
+    """Signals of these numbers go to a handler."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+def _report(
+    run: Run,
+    tasks: TaskDistribution,
+    algorithm: MetaLearner,
+    sharded: Algorithm,
+    params: Mapping[str, Array],
+) -> None:
+    """What follows training: the table of test scores, evaluation.json and the pictures."""
+    scored = score(run, tasks, sharded, params)
+    # Files first: a closed pipe must not cost the report.
+    write_atomically(run.folder / "evaluation.json", score_json(scored, run, "test") + "\n")
+    paths: list[Path] = []
+    try:
+        paths = draw(run, tasks, algorithm, params, scored, run.folder)
+    except ImportError as error:
+        say(f"no picture: {error}")
+    config = run.config
+    print(
+        score_table(
+            scored, config.loss_name, "test", shown=(0, 1, 5, 10), inner_steps=config.inner_steps
+        )
+    )
+    if paths:
+        print("\n" + "\n".join(str(path) for path in paths))
