@@ -11,6 +11,7 @@ import pytest
 
 import npmeta as nm
 from npmeta.verification import FAULTS, Doctor
+from npmeta.verification.faults.normalised import NORMALISED
 from npmeta.verification.noise import Noise
 from npmeta.verification.recipe import Recipe
 from tests.peers.test_torch import TORCH_ACTIVATIONS, TORCH_LOSSES, one_thread  # noqa: F401
@@ -629,8 +630,13 @@ def scaled(case):
 
 
 BUGS = {name: bug for name, bug in globals().items() if name in FAULTS}
-#: These need another network, loss or step sizes, and are tested below, or in test_warp_torch.py.
-OTHER_CASES = {"targets_broadcast", "softmax_twice", "float32", "frozen_adapted", "frozen_zero"}
+#: These need another network, loss or step sizes, and are tested below, in test_warp_torch.py, in
+#: test_doctor_normalisation.py, or on their golden cases.
+OTHER_CASES = {
+    *("targets_broadcast", "softmax_twice", "float32", "frozen_adapted", "frozen_zero"),
+    *("cross_terms_lost", "structure_not_adapted"),
+    *(fault.id for fault in NORMALISED),
+}
 
 
 def test_every_mistake_is_made_here():
