@@ -57,7 +57,13 @@ class Config:
                 if name not in options and any(
                     option.name == name and option.for_task(task) for option in OPTIONS
                 ):
-                    raise ValueError(f"{algorithm} has no option {name!r}")
+                    raise ValueError(
+                        f"{algorithm} has no option {name!r}; npmeta list {algorithm} shows what it has"
+                    )
+                if name not in options and (of := _tasks_with(name)):
+                    raise ValueError(
+                        f"unknown option of {task} runs {name!r}: it is one of {' and '.join(of)} runs"
+                    )
                 if name not in options:
                     raise unknown_name(name, list(options), f"option of {task} runs")
             values.update(layer)
@@ -202,6 +208,11 @@ class Config:
 def _toml_value(value: Any) -> str:
     """JSON is TOML for numbers, booleans, lists and strings; only TOML wants DEL escaped too."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _tasks_with(name: str) -> list[str]:
+    found = [option for option in OPTIONS if option.name == name]
+    return [task for task in TASKS if any(option.for_task(task) for option in found)]
 
 
 def _sections() -> list[str]:

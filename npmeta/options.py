@@ -7,8 +7,8 @@ several share are here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from npmeta import activations, losses
@@ -89,6 +89,15 @@ class Option:
 
     def default_for(self, task: str) -> Any:
         return self.default[task] if isinstance(self.default, Mapping) else self.default
+
+    def on(self, tasks: Sequence[str]) -> Option:
+        """The option as it is on these tasks: with a mapping only where they differ."""
+        if not isinstance(self.default, Mapping):
+            return self
+        default = {task: value for task, value in self.default.items() if task in tasks}
+        first, *others = default.values()
+        alike = set(default) == set(tasks) and all(value == first for value in others)
+        return replace(self, default=first if alike else default)
 
     def shown_default(self) -> str:
         """(default: 5), or (sinusoid 10, omniglot 1); nothing where there is none."""

@@ -178,7 +178,8 @@ def curves(rows: Sequence[Mapping[str, float]], loss_name: str) -> Figure:
     with_accuracy = any("validation_accuracy" in row for row in rows)
     figure, axes = _figure(1, 1 + with_accuracy, size=(4.8 * (1 + with_accuracy), 3.4), squeeze=False)
     loss = axes[0, 0]
-    loss.plot(*series("loss"), color=BEFORE, lw=1.2, label="training tasks")
+    alone = "o" if len(rows) == 1 else ""  # one point is no line
+    loss.plot(*series("loss"), f"{alone}-", color=BEFORE, lw=1.2, ms=3, label="training tasks")
     loss.plot(*series("validation_loss"), "o-", color=AFTER, ms=3, label="validation tasks")
     if not any(value <= 0 for name in ("loss", "validation_loss") for value in series(name)[1]):
         loss.set_yscale("log")  # poisson_nll may be negative, which a logarithm would leave out

@@ -181,7 +181,7 @@ def _classes(n_out: int, values: Mapping[str, Any], loss: str = "cross_entropy")
     """The number of classes; ValueError unless there are some, and the loss is the learner's own."""
     if n_out < 2:
         raise ValueError(
-            f"{values['algorithm']} tells classes apart, and the target is a number (ridge takes those)"
+            f"{values['algorithm']} tells classes apart, and the target is a number (ridge and mann take those)"
         )
     if values["loss"] not in (None, loss):
         raise ValueError(
@@ -560,7 +560,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "Ravi & Larochelle 2017",
         on_network(MetaLSTM),
         (_ONE_INNER_LR, INNER_STEPS, FIRST_ORDER),
-        {"inner_steps": 5, "first_order": True, "clip": 10.0},
+        {"inner_steps": 5, "first_order": True, "clip": 10.0, "eval_steps": {"omniglot": 5}},
     ),
     Entry(
         "mann",

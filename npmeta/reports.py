@@ -35,7 +35,7 @@ def score_table(
         columns.append(("accuracy %", 100 * scored.mean("accuracy"), 100 * scored.interval("accuracy")))
     rows = range(n_columns) if shown is None else sorted({*shown, n_columns - 1} & {*range(n_columns)})
     cells = [
-        [f"{mean[s]:.{d}f} ± {half[s]:.{d}f}" for _, mean, half in columns for d in [_decimals(half)]]
+        [_cell(mean[s], half[s], d) for _, mean, half in columns for d in [_decimals(mean, half)]]
         for s in rows
     ]
     widths = [max(len(title), *(len(row[i]) for row in cells)) for i, (title, *_) in enumerate(columns)]
@@ -48,9 +48,19 @@ def score_table(
     return "\n".join(lines)
 
 
-def _decimals(half: Array) -> int:
-    """Decimals that show two digits of the narrowest interval; three where there is none."""
-    narrowest = np.min(half, initial=np.inf, where=np.isfinite(half) & (half > 0))
+def _cell(mean: float, half: float, decimals: int) -> str:
+    """A mean and its interval: with few digits where tasks have diverged, and numbers are huge."""
+    form = f".{decimals}f" if not abs(mean) >= 1e6 else ".1e"
+    return f"{mean:{form}} ± {half:{form}}"
+
+
+def _decimals(mean: Array, half: Array) -> int:
+    """Decimals that show two digits of the narrowest interval; three where there is none.
+
+    Where all tasks have one accuracy, as in guessing one class, rounding leaves an interval of 1e-16.
+    """
+    counts = np.isfinite(half) & (half > 1e-12 * np.abs(mean))
+    narrowest = np.min(half, initial=np.inf, where=counts)
     return int(np.clip(1 - np.floor(np.log10(narrowest)), 0, 8)) if np.isfinite(narrowest) else 3
 
 

@@ -108,6 +108,17 @@ def test_pictures_are_drawn(trained, tmp_path):
         assert str(tmp_path / f"{name}.png") in out
 
 
+def test_waves_are_drawn_after_as_many_steps_as_are_tested(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("npmeta.plots.waves", lambda *_, steps, seed: drawn.append(tuple(steps)))
+    monkeypatch.setattr("npmeta.plots.save", lambda figure, path: path)
+    for name, more in ("lslr", ()), ("meta-sgd", ()), ("maml", ("--eval-steps", 0)), ("ridge", ()):
+        folder = tmp_path / name
+        train = ["train", "sinusoid", *QUICK, "--iterations", 1, "--algorithm", name, *more]
+        assert main([str(word) for word in [*train, "--out", folder]]) == 0
+    assert drawn == [(0, 1, 5), (0, 1), (0,), (None,)]
+
+
 def test_the_recorded_configuration_makes_the_run_again(trained, tmp_path):
     folder, _, _ = trained
     npmeta_run("train", "--config", folder / "config.toml", "--out", tmp_path / "again")
@@ -616,7 +627,11 @@ def test_a_table_of_ones_own_from_training_to_predictions(kind, tmp_path):
         ("train sinusoid --loss mes", "unknown loss 'mes' (did you mean 'mse'?)"),
         ("train sinusoid --loss cross_entropy", "one-hot or soft labels for cross_entropy"),
         ("train sinusoid --optimizer adm", "unknown optimizer 'adm' (did you mean 'adam'?)"),
-        ("train sinusoid --ways 5", "unknown option of sinusoid runs 'ways'"),
+        ("train sinusoid --ways 5", "option of sinusoid runs 'ways': it is one of omniglot runs"),
+        ("train sinusoid --standardise", "it is one of table runs"),
+        ("train sinusoid --split-seed 1", "it is one of omniglot and table runs"),
+        ("train sinusoid --algorithm anil --learn-inner-lr", "npmeta list anil shows what it has"),
+        ("train sinusoid --loss hinge", "maml with the loss hinge does not fit sinusoid: rows of"),
         ("train sinusoid --inner-lr 1 2", "inner_lr must be"),
         ("train sinusoid --dtype float16", "unknown dtype 'float16'"),
         ("train sinusoid --schedule cosine --schedule-floor 2", "schedule_floor must be at most 1"),

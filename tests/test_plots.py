@@ -56,6 +56,12 @@ def test_curves_show_the_rows_of_the_metrics():
         plots.curves([], "mse")
 
 
+def test_a_run_of_one_row_has_a_point_for_a_curve():
+    row = {"iteration": 100, "loss": 2.0, "grad_norm": 1.0, "outer_lr": 0.1, "validation_loss": 1.0}
+    assert [line.get_marker() for line in plots.curves([row], "mse").axes[0].get_lines()] == ["o", "o"]
+    assert plots.curves([row, row], "mse").axes[0].get_lines()[0].get_marker() == "None"
+
+
 @pytest.mark.parametrize(
     ("losses", "scale"), [([3.0, 0.1], "log"), ([3.0, -0.1], "linear"), ([3.0, 0.0], "linear")]
 )

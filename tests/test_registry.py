@@ -128,8 +128,10 @@ def test_resuming_refuses_another_algorithm(tmp_path, capsys, monkeypatch):
 def test_list_names_everything(capsys):
     npmeta("list")
     out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) < 80
+    out = " ".join(out.split())
     for name, entry in ALGORITHMS.items():
-        assert f"  {name} " in out
+        assert f" {name} " in out
         assert entry.summary in out
         assert entry.paper in out
     for word in (*TASKS, "paper", "relu", "cross_entropy"):
@@ -141,5 +143,16 @@ def test_list_describes_one(name, capsys):
     npmeta("list", name)
     out = capsys.readouterr().out
     assert out.startswith(f"{name}: ")
+    assert max(map(len, out.splitlines()[2:])) < 80
     for option in ALGORITHMS[name].options:
         assert f"--{option.name.replace('_', '-')} " in out
+
+
+def test_a_described_algorithm_has_defaults_on_its_own_tasks_alone(capsys):
+    npmeta("list", "pixels")
+    out = capsys.readouterr().out
+    assert "--iterations  outer steps (default: 1)\n" in out
+    assert "sinusoid" not in out
+    npmeta("list", "lstm")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "test time (sinusoid 10, omniglot 5, table 10)" in out  # no fewer than it is trained with

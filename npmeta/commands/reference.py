@@ -29,19 +29,24 @@ __all__ = [
 
 def list_all() -> int:
     """What can be named: algorithms with their papers, tasks, presets, activations and losses."""
-    rows = [(entry.name, entry.summary, entry.paper) for entry in ALGORITHMS.values()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    width = max(map(len, ALGORITHMS))
     print("algorithms")
-    for name, summary, paper in rows:
-        print(f"  {name:<{widths[0]}}  {summary:<{widths[1]}}  {paper}")
+    for name, entry in ALGORITHMS.items():
+        print(_hanging(f"  {name:<{width}}  ", entry.summary))
+        print(_hanging(" " * (width + 6), entry.paper))
     for title, names in (
         ("tasks", TASKS),
         ("presets", [f"{name} ({', '.join(tasks)})" for name, tasks in PRESETS.items()]),
         ("activations", ACTIVATIONS),
         ("losses", LOSSES),
     ):
-        print(f"\n{title}\n  {', '.join(names)}")
+        print(f"\n{title}\n{_hanging('  ', ', '.join(names))}")
     return 0
+
+
+def _hanging(lead: str, text: str) -> str:
+    """Text behind a lead, in lines that a terminal of 80 columns does not break."""
+    return textwrap.fill(text, 79, initial_indent=lead, subsequent_indent=" " * len(lead))
 
 
 def describe(name: str) -> int:
@@ -49,14 +54,14 @@ def describe(name: str) -> int:
     entry = ALGORITHMS[name]
     print(f"{name}: {entry.summary} ({entry.paper})\ntasks: {', '.join(entry.tasks)}")
     own = [
-        option
+        option.on(entry.tasks)
         for option in options_of(name)
         if option.name in entry.defaults or option in entry.options or option.name == "loss"
     ]
     width = max(len(option.name) for option in own)
     for option in own:
         flag = option.name.replace("_", "-")
-        print(f"  --{flag:<{width}}  {option.help} {option.shown_default()}".rstrip())
+        print(_hanging(f"  --{flag:<{width}}  ", f"{option.help} {option.shown_default()}"))
     return 0
 
 

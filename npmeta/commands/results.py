@@ -156,7 +156,9 @@ def draw(
     if config.inner_steps:
         figures["scores"] = plots.scores(scored, config.loss_name)
     if isinstance(tasks, Sinusoid):
-        steps = (0, 1, 10) if config.inner_steps else (None,)
+        # Steps beyond those of the test may diverge where step sizes are learned, and set the scale.
+        most = config["eval_steps"]
+        steps = sorted({0, min(1, most), most}) if config.inner_steps else (None,)
         figures["waves"] = plots.waves(algorithm, params, tasks, steps=steps, seed=config["seed"])
     if isinstance(tasks, Omniglot):
         figures["drawings"] = plots.drawings(

@@ -44,7 +44,12 @@ def start_run(config: Config, folder: Path | None, workers: int = 1) -> int:
         n_params = sum(array.size for array in params.values())
         config = config.with_values(shard_size=default_shard_size(config["meta_batch"], n_params))
     for split in ("train", "validation", "test"):
-        algorithm.evaluate(params, tasks.sample(config["seed"], 0, 1, split=split), 0)
+        one = tasks.sample(config["seed"], 0, 1, split=split)
+        try:
+            algorithm.evaluate(params, one, 0)
+        except ValueError as error:
+            named = f"{config['algorithm']} with the loss {config['loss']}"
+            raise ValueError(f"{named} does not fit {config.task}: {error}") from None
     config.schedule()
     start = Checkpoint(0, params, optimizers.get(config["optimizer"]).init(params), np.zeros(3))
 
@@ -140,7 +145,8 @@ def _train(
     """Train, and report; or say why not, and how to go on."""
     config = run.config
     n_params = sum(array.size for array in start.params.values())
-    say(f"{config.task}: {config['algorithm']}, {n_params} meta-parameters, in {run.folder}")
+    counted = f"{n_params} meta-parameter{'s' * (n_params != 1)}"
+    say(f"{config.task}: {config['algorithm']}, {counted}, in {run.folder}")
     with (
         _handling(signal.default_int_handler, signal.SIGTERM),
         _sharded(config, algorithm, workers) as sharded,
