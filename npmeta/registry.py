@@ -181,7 +181,8 @@ def _classes(n_out: int, values: Mapping[str, Any], loss: str = "cross_entropy")
     """The number of classes; ValueError unless there are some, and the loss is the learner's own."""
     if n_out < 2:
         raise ValueError(
-            f"{values['algorithm']} tells classes apart, and the target is a number (ridge and mann take those)"
+            f"{values['algorithm']} tells classes apart, and the target is a number (ridge and mann "
+            "take those)"
         )
     if values["loss"] not in (None, loss):
         raise ValueError(
