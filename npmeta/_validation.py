@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,8 +14,11 @@ __all__ = [
     "DType",
     "as_dtype",
     "as_features",
+    "as_number",
     "as_parameters",
+    "as_whole",
     "check_finite",
+    "check_flag",
     "lookup",
     "unknown_name",
 ]
@@ -69,6 +72,36 @@ def as_dtype(values: Array, dtype: DType, name: str) -> Array:
         check_finite(values, name)
         check_finite(cast, f"{name} (as {dtype})")
     return cast
+
+
+def as_number(
+    value: object, name: str, kind: str, fits: Callable[[float], bool] = lambda number: True
+) -> float:
+    """One finite real number, as Python's: a np.float64 would turn float32 parameters into float64.
+
+    ValueError "{name} must be {kind}" for anything else, and for a number that does not fit.
+    """
+    try:
+        number = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        number = np.asarray(None)
+    real = number.ndim == 0 and number.dtype.kind in "iuf" and np.isfinite(number)
+    if not real or not fits(float(number)):
+        raise ValueError(f"{name} must be {kind}, got {value!r}")
+    return float(number)
+
+
+def as_whole(value: object, name: str, low: int = 0) -> int:
+    """A whole number of at least ``low``, or a ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    return int(value)
+
+
+def check_flag(value: object, name: str) -> None:
+    """Raise ValueError unless it is True or False: what is meant for another argument is neither."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def as_parameters(theta: ArrayLike, n_params: int, name: str = "theta") -> Array:

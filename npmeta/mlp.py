@@ -253,6 +253,8 @@ class MLP:
         self.norm, self.adapt_norm, self.norm_sets = norm, bool(adapt_norm), norm_sets
         self.structure = structure
         if structure is not None:
+            if not isinstance(structure, Structure):
+                raise ValueError(f"structure must be a Structure, got {type(structure).__name__}")
             if norm is not None:
                 raise ValueError("a network has a norm or a structure, not both")
             if activation != "relu":

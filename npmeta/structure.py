@@ -90,7 +90,10 @@ class Structure:
 
     def __post_init__(self) -> None:
         given = self.candidates
-        given = [given] if isinstance(given, str | Activation) else list(given)
+        if isinstance(given, str | Activation):
+            given = [given]
+        if not isinstance(given, Iterable):
+            raise ValueError(f"candidates must be a list of activations, got {given!r}")
         candidates = tuple(activations.get(name) for name in given)
         names = [f.name for f in candidates]
         if len(set(names)) < max(len(names), 1):

@@ -119,3 +119,65 @@ def test_algorithms_do_not_change(name):
     algorithm, *_ = made(name)
     with pytest.raises(dataclasses.FrozenInstanceError):
         algorithm.inner_lr = 3.0
+
+
+PLAIN, A_STRUCTURE = nm.MLP([3, 4, 2]), nm.MLP([3, 4, 2], structure=nm.Structure())
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        ("MAML", {"first_order": 0.1}, "first_order must be True or False, got 0.1"),
+        ("MAML", {"learn_inner_lr": "no"}, "learn_inner_lr must be True or False, got 'no'"),
+        ("MAML", {"inner_weight_decay": [[1], [1, 2]]}, "inner_weight_decay must be a number of at l"),
+        ("Warp", {"learn_inner_lr": 1}, "learn_inner_lr must be True or False, got 1"),
+        ("anil", {"model": None}, "model must be an MLP, got NoneType"),
+        ("boil", {"inner_lr": [0.1, 0.2]}, "inner_lr must be one finite number, got .0.1, 0.2."),
+        ("lslr", {"inner_lr": "0.1"}, "inner_lr must be one finite number, got '0.1'"),
+        ("lslr", {"inner_steps": 1.5}, "inner_steps must be a whole number of at least 0, got 1.5"),
+        ("MetaSGD", {"inner_lr_range": None}, r"inner_lr_range must be .low, high., got None"),
+        (
+            "MetaSGD",
+            {"inner_lr_range": (0, 1, 2)},
+            r"inner_lr_range must be .low, high., got .0, 1, 2.",
+        ),
+        ("MAMLPlusPlus", {"inner_lr": 1j}, "inner_lr must be finite numbers, got 1j"),
+        ("MAMLPlusPlus", {"inner_steps": "2"}, "inner_steps must be a whole number of at least 0"),
+        ("MAMLPlusPlus", {"step_weights": ["1"]}, "step_weights must be 1 numbers"),
+        ("MAMLPlusPlus", {"multi_step_iterations": None}, "multi_step_iterations must be a whole"),
+        ("StructuredMAML", {"gate_pressure": "1"}, "gate_pressure must be a number of at least 0"),
+        ("CAVIA", {"model": [3, 4, 2]}, "model must be an MLP, got list"),
+        ("CAVIA", {"n_context": 2.0}, "n_context must be a whole number of at least 0, got 2.0"),
+        ("CAVIA", {"inner_lr": None}, "inner_lr must be one finite number, got None"),
+        ("CAVIA", {"first_order": 0.1}, "first_order must be True or False, got 0.1"),
+        ("IMAML", {"model": None}, "model must be an MLP or an objective, got NoneType"),
+        ("IMAML", {"strength": "1"}, "strength must be a positive number, got '1'"),
+        ("Reptile", {"inner_lr": None}, "inner_lr of Reptile must be one positive number, got None"),
+        ("Reptile", {"batch_rows": "4"}, "batch_rows must be a whole number of at least 0, got '4'"),
+        ("RidgeHead", {"ways": "2"}, "ways must be a whole number of at least 1, got '2'"),
+        ("RelationNetwork", {"relation": 3}, "relation must be an MLP, got int"),
+        ("MetaLSTM", {"inner_lr": "0.1"}, "inner_lr must be a number between 0 and 1, got '0.1'"),
+        ("MetaLSTM", {"first_order": 2}, "first_order must be True or False, got 2"),
+        ("SineOracle", {"frequency": [1.0, 2.0]}, "frequency must be a finite number, got .1.0, 2.0."),
+    ],
+)
+def test_arguments_of_another_type_are_refused(make, options, message):
+    own = {
+        "SineOracle": {},
+        "StructuredMAML": {"model": A_STRUCTURE},
+        "CAVIA": {"model": PLAIN, "n_context": 1},
+    }
+    with pytest.raises(ValueError, match=message):
+        getattr(nm.algorithms, make)(**{**own.get(make, {"model": PLAIN}), **options})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nm.MLP([3, 4, 2], structure="relu"), "structure must be a Structure, got str"),
+        (lambda: nm.Structure(None), "candidates must be a list of activations, got None"),
+    ],
+)
+def test_structures_of_another_type_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, DType, as_parameters, check_finite
+from npmeta._validation import Array, DType, as_parameters, as_whole, check_finite
+from npmeta.mlp import MLP
 from npmeta.objective import Batch
 from npmeta.weights import total
 
@@ -25,6 +26,7 @@ __all__ = [
     "all_rows",
     "as_theta",
     "both_sets",
+    "check_network",
     "check_steps",
     "check_tasks",
     "named",
@@ -89,11 +91,15 @@ def all_rows(support: Batch, query: Batch) -> Batch:
     return np.concatenate([x, x_query], axis=1), np.concatenate([y, y_query], axis=1)
 
 
+def check_network(model: object, name: str = "model") -> None:
+    """Raise ValueError unless it is an MLP."""
+    if not isinstance(model, MLP):
+        raise ValueError(f"{name} must be an MLP, got {type(model).__name__}")
+
+
 def check_steps(steps: int, name: str) -> int:
     """A number of inner steps, or a ValueError."""
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0, got {steps!r}")
-    return int(steps)
+    return as_whole(steps, name)
 
 
 class MetaLearner(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import losses
-from npmeta._validation import Array, DType, as_dtype, as_features, as_parameters
+from npmeta._validation import Array, DType, as_dtype, as_features, as_number, as_parameters
 from npmeta.adaptation import StepSizes
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, all_rows, check_steps, named
 from npmeta.algorithms.maml import MAML
@@ -96,6 +96,8 @@ class SineOracle:
     loss: str | Loss = "mse"
 
     def __post_init__(self) -> None:
+        frequency = as_number(self.frequency, "frequency", "a finite number")
+        object.__setattr__(self, "frequency", frequency)
         loss = losses.get(self.loss)
         if loss.targets != "values":
             raise ValueError(f"the targets of waves are values, those of {loss.name} {loss.targets}")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, DType, as_features
+from npmeta._validation import Array, DType, as_features, as_number, as_whole, check_flag
 from npmeta.algorithms.base import (
     MetaGradient,
     MetaParameters,
     Scores,
     as_theta,
     both_sets,
+    check_network,
     check_steps,
 )
 from npmeta.factored import FactoredBase
@@ -81,17 +82,18 @@ class CAVIA:
     risk: Risk = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if int(self.n_context) != self.n_context or not 1 <= self.n_context < self.model.widths[0]:
+        check_network(self.model)
+        if not 1 <= as_whole(self.n_context, "n_context") < self.model.widths[0]:
             raise ValueError(
                 f"n_context must be from 1 to {self.model.widths[0] - 1} for a network with "
                 f"{self.model.widths[0]} inputs, got {self.n_context}"
             )
         if not self.model.is_plain:
             raise ValueError(f"CAVIA takes no normalised network and no structure, got {self.model!r}")
-        if np.ndim(self.inner_lr) or not np.isfinite(self.inner_lr):
-            raise ValueError(f"inner_lr must be one finite number, got {self.inner_lr!r}")
+        inner_lr = as_number(self.inner_lr, "inner_lr", "one finite number")
         check_steps(self.inner_steps, "inner_steps")
-        object.__setattr__(self, "inner_lr", float(self.inner_lr))
+        check_flag(self.first_order, "first_order")
+        object.__setattr__(self, "inner_lr", inner_lr)
         object.__setattr__(self, "risk", Risk(self.model, self.loss))
 
     @property

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import losses
 from npmeta._memory import keep_freed_memory
-from npmeta._validation import Array, DType, as_dtype, as_features, as_parameters
+from npmeta._validation import Array, DType, as_dtype, as_features, as_number, as_parameters, as_whole
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, backward, forward
@@ -285,8 +285,8 @@ def check_model(model: object, ways: int | None) -> None:
     """Raise ValueError unless these can be fields of a learner."""
     if model is not None and not isinstance(model, MLP):
         raise ValueError(f"model must be an MLP (or None: no embedding), got {type(model).__name__}")
-    if ways is not None and (isinstance(ways, bool) or int(ways) != ways or ways < 1):
-        raise ValueError(f"ways must be a whole number of at least 1, got {ways!r}")
+    if ways is not None:
+        as_whole(ways, "ways", 1)
 
 
 def initial_scale(scale: float | None, distance: str) -> Array:
@@ -297,6 +297,4 @@ def initial_scale(scale: float | None, distance: str) -> Array:
 
 def check_scale(scale: object, name: str = "scale") -> None:
     """Raise ValueError unless it is a positive, finite number."""
-    number = np.asarray(scale)
-    if number.ndim or number.dtype.kind not in "iuf" or not 0 < number < np.inf:
-        raise ValueError(f"{name} must be a positive number, got {scale!r}")
+    as_number(scale, name, "a positive number", lambda s: s > 0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array
+from npmeta._validation import Array, as_number
 from npmeta.algorithms.base import (
     MetaGradient,
     MetaParameters,
@@ -107,10 +107,8 @@ class IMAML:
 
     def __post_init__(self) -> None:
         for name in ("strength", "tolerance"):
-            number = getattr(self, name)
-            if np.ndim(number) or not 0 < number < np.inf:
-                raise ValueError(f"{name} must be a positive number, got {number!r}")
-            object.__setattr__(self, name, float(number))
+            number = as_number(getattr(self, name), name, "a positive number", lambda x: x > 0)
+            object.__setattr__(self, name, number)
         check_steps(self.inner_steps, "inner_steps")
         check_steps(self.solve_steps, "solve_steps")
         if isinstance(self.model, MLP) and not self.model.adapts_all:
@@ -122,6 +120,8 @@ class IMAML:
             objective: Objective = Risk(self.model, "mse" if self.loss is None else self.loss)
         elif self.loss is not None:
             raise ValueError("an objective brings its own loss; pass loss only with an MLP")
+        elif not hasattr(self.model, "prepare"):
+            raise ValueError(f"model must be an MLP or an objective, got {type(self.model).__name__}")
         else:
             objective = self.model
         object.__setattr__(self, "objective", objective)

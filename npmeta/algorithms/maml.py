@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._memory import keep_freed_memory
-from npmeta._validation import Array, DType, as_parameters, check_finite, unknown_name
+from npmeta._validation import (
+    Array,
+    DType,
+    as_number,
+    as_parameters,
+    check_finite,
+    check_flag,
+    unknown_name,
+)
 from npmeta.adaptation import StepSizes, adapt, inner_loop, pull_back
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
 from npmeta.losses import Loss
@@ -102,15 +110,13 @@ class MAML:
         else:
             objective = self.model
         check_steps(self.inner_steps, "inner_steps")
+        check_flag(self.first_order, "first_order")
+        check_flag(self.learn_inner_lr, "learn_inner_lr")
         if self.weights not in FORMS:
             raise unknown_name(self.weights, list(FORMS), "form of weights")
-        decay = np.asarray(self.inner_weight_decay)
-        if decay.ndim or decay.dtype.kind not in "iuf" or not 0 <= decay < np.inf:
-            raise ValueError(
-                f"inner_weight_decay must be a number of at least 0, got {self.inner_weight_decay!r}"
-            )
-        # A np.float64 would turn float32 parameters into float64 ones; Python's numbers do not.
-        object.__setattr__(self, "inner_weight_decay", float(decay))
+        kind = "a number of at least 0"
+        decay = as_number(self.inner_weight_decay, "inner_weight_decay", kind, lambda w: w >= 0)
+        object.__setattr__(self, "inner_weight_decay", decay)
         inner_lr = np.array(self.inner_lr)  # a copy: what becomes of the caller's is his affair
         inner_lr.flags.writeable = False
         object.__setattr__(self, "inner_lr", inner_lr)

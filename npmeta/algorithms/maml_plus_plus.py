@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._validation import Array, as_number, as_whole
 from npmeta.adaptation import StepSizes, adapt, pull_back
-from npmeta.algorithms.base import MetaGradient
+from npmeta.algorithms.base import MetaGradient, check_steps
 from npmeta.algorithms.maml import MAML
 from npmeta.mlp import MLP
 from npmeta.objective import Batch
@@ -54,23 +54,23 @@ class MAMLPlusPlus(MAML):
     step_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_steps(self.inner_steps, "inner_steps")
         if np.ndim(self.inner_lr) == 0:
+            inner_lr = as_number(self.inner_lr, "inner_lr", "finite numbers")
             n_layers = self.model.n_layers if isinstance(self.model, MLP) else 1
             shape = max(self.inner_steps, 1), n_layers
-            object.__setattr__(self, "inner_lr", np.full(shape, self.inner_lr, dtype=float))
+            object.__setattr__(self, "inner_lr", np.full(shape, inner_lr))
         super().__post_init__()
         for name in ("multi_step_iterations", "first_order_iterations"):
-            number = getattr(self, name)
-            if int(number) != number or number < 0:
-                raise ValueError(f"{name} must be a whole number of at least 0, got {number}")
+            as_whole(getattr(self, name), name)
         if self.step_weights is not None:
-            v = np.asarray(self.step_weights, dtype=np.float64)
-            if v.shape != (self.inner_steps,) or not np.isfinite(v).all():
+            v = np.asarray(self.step_weights)
+            if v.shape != (self.inner_steps,) or v.dtype.kind not in "iuf" or not np.isfinite(v).all():
                 raise ValueError(
                     f"step_weights must be {self.inner_steps} numbers, one for each inner step, got "
                     f"{self.step_weights}"
                 )
-            object.__setattr__(self, "step_weights", tuple(v.tolist()))
+            object.__setattr__(self, "step_weights", tuple(map(float, v)))
 
     def at_iteration(self, iteration: int) -> MAMLPlusPlus:
         """The algorithm as it is in an iteration, counted from 0."""

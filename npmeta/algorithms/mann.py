@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations, losses
-from npmeta._validation import Array, DType, as_features
+from npmeta._validation import Array, DType, as_features, as_whole
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_tasks
 from npmeta.algorithms.episodic import Compared, Episodic, check_model, check_scale
 from npmeta.distances import cosine
@@ -135,9 +135,7 @@ class MANN(Episodic):
         losses.get(self.loss)
         check_scale(self.scale)
         for name in ("units", "slots", "width"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+            as_whole(getattr(self, name), name, 1)
 
     @property
     def criterion(self) -> Loss:

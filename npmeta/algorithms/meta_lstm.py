@@ -12,8 +12,16 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations
 from npmeta._memory import keep_freed_memory
-from npmeta._validation import Array, DType, as_dtype, as_parameters
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
+from npmeta._validation import Array, DType, as_dtype, as_number, as_parameters, check_flag
+from npmeta.algorithms.base import (
+    MetaGradient,
+    MetaParameters,
+    Scores,
+    both_sets,
+    check_network,
+    check_steps,
+    named,
+)
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
 from npmeta.objective import Batch, Linearization, Risk
@@ -146,17 +154,17 @@ class MetaLSTM:
     risk: Risk = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, MLP):
-            raise ValueError(f"model must be an MLP, got {type(self.model).__name__}")
+        check_network(self.model)
         if not self.model.adapts_all:
             raise ValueError(
                 "the LSTM moves all parameters, those of a norm or a structure too: adapt_norm must be "
                 "true, and a structure's adapt"
             )
-        if np.ndim(self.inner_lr) or not 0 < self.inner_lr < 1:
-            raise ValueError(f"inner_lr must be a number between 0 and 1, got {self.inner_lr!r}")
+        kind = "a number between 0 and 1"
+        inner_lr = as_number(self.inner_lr, "inner_lr", kind, lambda i: 0 < i < 1)
         check_steps(self.inner_steps, "inner_steps")
-        object.__setattr__(self, "inner_lr", float(self.inner_lr))
+        check_flag(self.first_order, "first_order")
+        object.__setattr__(self, "inner_lr", inner_lr)
         object.__setattr__(self, "risk", Risk(self.model, self.loss))
 
     def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:

@@ -32,10 +32,15 @@ class MetaSGD(MAML):
     inner_lr_range: tuple[float, float] = (0.005, 0.1)
 
     def __post_init__(self) -> None:
-        low, high = self.inner_lr_range
-        object.__setattr__(self, "inner_lr_range", (float(low), float(high)))
-        if not -np.inf < low <= high < np.inf:
+        given = np.asarray(self.inner_lr_range)
+        if (
+            given.shape != (2,)
+            or given.dtype.kind not in "iuf"
+            or not (-np.inf < given[0] <= given[1] < np.inf)
+        ):
             raise ValueError(f"inner_lr_range must be (low, high), got {self.inner_lr_range}")
+        low, high = map(float, given)
+        object.__setattr__(self, "inner_lr_range", (low, high))
         # Without an "inner_lr" beside theta, all have the mean.
         object.__setattr__(self, "inner_lr", (low + high) / 2)
         super().__post_init__()

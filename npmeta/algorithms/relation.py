@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations, losses
 from npmeta._validation import Array
-from npmeta.algorithms.base import MetaParameters, named
+from npmeta.algorithms.base import MetaParameters, check_network, named
 from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, through
 from npmeta.mlp import MLP
 
@@ -72,6 +72,7 @@ class RelationNetwork(Episodic):
         check_model(self.model, self.ways)
         d = self.model.widths[-1]
         module = MLP([2 * d, 128, 64, 1]) if self.relation is None else self.relation
+        check_network(module, "relation")
         if (module.widths[0], module.widths[-1]) != (2 * d, 1):
             raise ValueError(
                 f"relation must have {2 * d} inputs, twice the embedding's outputs, and 1 output; got "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._validation import Array, as_number, as_whole
 from npmeta.adaptation import StepSizes, inner_loop
 from npmeta.algorithms.base import MetaGradient, all_rows
 from npmeta.algorithms.maml import MAML
@@ -53,11 +53,8 @@ class Reptile(MAML):
             raise ValueError(
                 "Reptile has neither learned step sizes nor weight decay in its inner loop"
             )
-        alpha: Array = np.asarray(self.inner_lr)
-        if alpha.ndim or not alpha > 0:
-            raise ValueError(f"inner_lr of Reptile must be one positive number, got {self.inner_lr!r}")
-        if int(self.batch_rows) != self.batch_rows or self.batch_rows < 0:
-            raise ValueError(f"batch_rows must be a whole number of at least 0, got {self.batch_rows}")
+        as_number(self.inner_lr, "inner_lr of Reptile", "one positive number", lambda a: a > 0)
+        as_whole(self.batch_rows, "batch_rows")
         super().__post_init__()
 
     def _of_chunk(

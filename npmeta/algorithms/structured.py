@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._validation import Array, as_number
 from npmeta.adaptation import StepSizes
 from npmeta.algorithms.base import MetaGradient
 from npmeta.algorithms.maml import MAML
@@ -57,10 +57,9 @@ class StructuredMAML(MAML):
         if not isinstance(self.model, MLP) or self.model.structure is None:
             raise ValueError(f"model must be an MLP with a structure, got {self.model!r}")
         for name, part in (("gate_pressure", "gate"), ("mixture_pressure", "mixture")):
-            number = getattr(self, name)
-            if np.ndim(number) or not 0 <= number < np.inf:
-                raise ValueError(f"{name} must be a number of at least 0, got {number!r}")
-            object.__setattr__(self, name, float(number))
+            kind = "a number of at least 0"
+            number = as_number(getattr(self, name), name, kind, lambda x: x >= 0)
+            object.__setattr__(self, name, number)
             if number and not self._places(part):
                 raise ValueError(f"{name} has nothing to act on: {self.model!r} has no {part}")
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from npmeta._validation import as_number
+from npmeta.algorithms.base import check_network, check_steps
 from npmeta.algorithms.maml import MAML
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
@@ -40,8 +42,9 @@ def anil(
     Step sizes are (0, .., 0, α). The outer loop learns all layers; the parameters are
     :class:`~npmeta.MAML`'s.
     """
+    check_network(model)
     alpha = np.zeros((1, model.n_layers))
-    alpha[:, -1] = inner_lr
+    alpha[:, -1] = _one(inner_lr)
     return MAML(model, loss, alpha, inner_steps, **options)
 
 
@@ -57,7 +60,8 @@ def boil(
     Step sizes are (α, .., α, 0). The outer loop learns all layers; the parameters are
     :class:`~npmeta.MAML`'s.
     """
-    alpha = np.full((1, model.n_layers), inner_lr, dtype=float)
+    check_network(model)
+    alpha = np.full((1, model.n_layers), _one(inner_lr))
     alpha[:, -1] = 0
     return MAML(model, loss, alpha, inner_steps, **options)
 
@@ -73,5 +77,11 @@ def lslr(
 
     All begin at ``inner_lr``; the parameters are :class:`~npmeta.MAML`'s.
     """
-    alpha = np.full((max(inner_steps, 1), model.n_layers), inner_lr, dtype=float)
+    check_network(model)
+    rows = max(check_steps(inner_steps, "inner_steps"), 1)
+    alpha = np.full((rows, model.n_layers), _one(inner_lr))
     return MAML(model, loss, alpha, inner_steps, learn_inner_lr=True, **options)
+
+
+def _one(inner_lr: float) -> float:
+    return as_number(inner_lr, "inner_lr", "one finite number")

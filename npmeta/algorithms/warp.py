@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations
-from npmeta._validation import Array
+from npmeta._validation import Array, check_flag
 from npmeta.activations import Activation
 from npmeta.adaptation import StepSizes
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
@@ -96,6 +96,7 @@ class Warp:
     def __post_init__(self) -> None:
         if not isinstance(self.model, MLP) or self.model.norm is not None:
             raise ValueError(f"Warp takes a network without normalisation, got {self.model!r}")
+        check_flag(self.learn_inner_lr, "learn_inner_lr")
         g = activations.get(self.warp_activation)
         hidden = [(g, f) if self.linear else (f, g) for f in self.model.activations]
         widths = [n for n in self.model.widths[1:] for _ in range(2)]
