@@ -248,8 +248,9 @@ def test_options_make_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": nm.MLP([2, 4, 1], norm="batch")}, "takes a network without normalisation, got MLP"),
-        ({"model": nm.Quadratic(3)}, "without normalisation, got"),
+        ({"model": nm.MLP([2, 4, 1], norm="batch")}, "without normalisation or structure, got MLP"),
+        ({"model": nm.MLP([2, 4, 1], structure=nm.Structure())}, "or structure, got MLP"),
+        ({"model": nm.Quadratic(3)}, "without normalisation or structure, got"),
         ({"warp_activation": "tnah"}, "unknown activation 'tnah' .did you mean 'tanh'"),
         ({"inner_lr": [[0.1] * 4]}, r"inner_lr must be a number, \(2,\) per layer"),
         ({"inner_steps": -1}, "inner_steps must be a whole number of at least 0"),

@@ -45,7 +45,7 @@ class Warp:
     Parameters
     ----------
     model : MLP
-        The task layers, without normalisation.
+        The task layers, without normalisation or structure.
     loss : str or Loss
     inner_lr : array_like
         α in any shape that :class:`~npmeta.MAML` takes, for the layers and parameters of ``model``.
@@ -65,7 +65,8 @@ class Warp:
     Raises
     ------
     ValueError
-        If the model is no network or normalised, or an argument is not as MAML takes it.
+        If the model is no network, or has a normalisation or a structure, or an argument is not as
+        MAML takes it.
 
     Examples
     --------
@@ -94,8 +95,10 @@ class Warp:
     maml: MAML = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, MLP) or self.model.norm is not None:
-            raise ValueError(f"Warp takes a network without normalisation, got {self.model!r}")
+        if not isinstance(self.model, MLP) or not self.model.is_plain:
+            raise ValueError(
+                f"Warp takes a network without normalisation or structure, got {self.model!r}"
+            )
         check_flag(self.learn_inner_lr, "learn_inner_lr")
         g = activations.get(self.warp_activation)
         hidden = [(g, f) if self.linear else (f, g) for f in self.model.activations]
