@@ -107,13 +107,15 @@ def check_flag(value: object, name: str) -> None:
 def as_parameters(theta: ArrayLike, n_params: int, name: str = "theta") -> Array:
     """A parameter array ``(P,)`` or ``(T, P)`` in the dtype it came in; integers become float64.
 
-    float32, float64 and the complex dtypes (for complex-step checks) pass through unchanged.
+    float32, float64 and the complex dtypes (for complex-step checks) pass through unchanged, but for
+    another byte order than the machine's.
     """
     array = np.asarray(theta)
     if array.dtype.kind in "biu":
         array = array.astype(np.float64)
     if array.dtype.newbyteorder("=").name not in ("float32", "float64", "complex64", "complex128"):
         raise ValueError(f"{name} must be float32 or float64, got dtype {array.dtype}")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.ndim not in (1, 2) or array.shape[-1] != n_params:
         raise ValueError(f"{name} must have shape ({n_params},) or (T, {n_params}), got {array.shape}")
     return array

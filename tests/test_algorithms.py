@@ -76,6 +76,16 @@ def test_single_precision_stays_single_and_near(name):
 
 
 @every_algorithm
+def test_results_are_in_the_byte_order_of_the_machine(name):
+    algorithm, params, tasks = made(name)
+    out = algorithm.meta_gradient(params, tasks)
+    swapped = {key: array.astype(array.dtype.newbyteorder()) for key, array in params.items()}
+    for key, grad in algorithm.meta_gradient(swapped, tasks).grads.items():
+        assert grad.dtype == np.float64, key
+        np.testing.assert_array_equal(grad, out.grads[key])
+
+
+@every_algorithm
 def test_shards_and_pickles_change_nothing(name):
     algorithm, params, tasks = made(name)
     out = algorithm.meta_gradient(params, tasks)
