@@ -63,6 +63,8 @@ def check_finite(values: Array, name: str) -> None:
 
 def as_dtype(values: Array, dtype: DType, name: str) -> Array:
     """The values in a dtype, finite there: 1e39 is not, in float32."""
+    if values.dtype.kind not in ("biufc" if dtype.kind == "c" else "biuf"):
+        raise ValueError(f"{name} must hold real numbers, got dtype {values.dtype}")
     if values.dtype == dtype:
         check_finite(values, name)
         return values

@@ -191,3 +191,13 @@ def test_arguments_of_another_type_are_refused(make, options, message):
 def test_structures_of_another_type_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("wrong", [None, "1", 1j])
+@every_algorithm
+def test_meta_parameters_that_are_no_real_numbers_are_refused(name, wrong):
+    algorithm, params, tasks = made(name)
+    for key in params.keys() - {"theta"}:
+        given = {**params, key: np.full(params[key].shape, wrong)}
+        with pytest.raises(ValueError, match=f"{key} must .*real numbers, got dtype"):
+            algorithm.meta_gradient(given, tasks)

@@ -267,3 +267,13 @@ def test_learned_step_sizes_of_another_shape():
     warp, params = warped(p)
     with pytest.raises(ValueError, match=r"inner_lr must be a number, \(3,\) per layer"):
         warp.meta_gradient({**params, "inner_lr": np.full((1, 6), 0.1)}, p.tasks)
+
+
+def test_whole_numbers_as_parameters_leave_step_sizes_as_they_are():
+    p = problem("mse")
+    warp, params = warped(p, learn_inner_lr=True)
+    whole = {**params, "theta": np.ones(warp.network.n_params, dtype=int)}
+    out = warp.meta_gradient(whole, p.tasks)
+    expected = warp.meta_gradient({**whole, "theta": whole["theta"].astype(float)}, p.tasks)
+    assert out.loss == expected.loss
+    np.testing.assert_array_equal(out.grads["inner_lr"], expected.grads["inner_lr"])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations
-from npmeta._validation import Array, check_flag
+from npmeta._validation import Array, as_parameters, check_flag
 from npmeta.activations import Activation
 from npmeta.adaptation import StepSizes
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
@@ -188,7 +188,8 @@ class Warp:
         params = named(params)
         if "inner_lr" not in params:
             return params
-        sizes = self._step_sizes(params["inner_lr"], np.asarray(params["theta"]).dtype)
+        theta = as_parameters(params["theta"], self.network.n_params)
+        sizes = self._step_sizes(params["inner_lr"], theta.dtype)
         return {**params, "inner_lr": self._with_zeros(sizes)}
 
     def _step_sizes(self, inner_lr: ArrayLike, dtype: DTypeLike) -> StepSizes:
