@@ -269,7 +269,7 @@ def _omniglot(shots: int, maml: Published, mann: Published) -> Table:
             "ridge": Row("ridge head", compared("ridge")),
             "pixels": Row("raw pixels", compared("pixels", iterations=1)),
             "joint": Row("joint training", stepped("joint")),
-            "scratch": Row("from scratch", stepped("scratch", iterations=1)),
+            "scratch": Row("from scratch", stepped("scratch", inner_lr=0.4, iterations=1)),
             "aligned-pixels": Row("aligned: raw pixels", compared("pixels", iterations=1, **_ALIGNED)),
             "aligned-maml": Row("aligned: MAML", {**ours, **_ALIGNED}),
             "distorted-maml": Row("aligned, distorted: MAML", {**ours, **_VARIED}),

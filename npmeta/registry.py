@@ -462,7 +462,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "Finn, Abbeel & Levine 2017",
         on_network(Scratch),
         _FINE_TUNING,
-        {"inner_lr": _SMALL_STEP, "iterations": 1, "eval_steps": 100},
+        {"inner_lr": {**_SMALL_STEP, "omniglot": 0.1}, "iterations": 1, "eval_steps": 100},
     ),
     Entry(
         "oracle",
