@@ -62,7 +62,7 @@ def waves(
     draw = {"seed": seed, "iteration": 1, "n_tasks": n_tasks, "split": "test"}
     batch = tasks.sample(**draw)  # type: ignore[arg-type]  # a dict of ints and a string
     grid = np.linspace(*tasks.x, 200)
-    truth = tasks.curves(grid, **draw)  # type: ignore[arg-type]
+    truth = tasks.curves(grid, **draw)  # type: ignore[arg-type]  # the same
     x = np.broadcast_to(grid[:, None], (n_tasks, len(grid), 1))
     figure, axes = _figure(1, n_tasks, size=(3.6 * n_tasks, 3.4), sharey=True, squeeze=False)
     lines = [(BEFORE, ":"), (MIDDLE, "--"), (AFTER, "-")][-len(steps) :]

@@ -507,7 +507,9 @@ def test_nothing_is_left_of_a_process_that_is_stopped(tmp_path, number, to, kind
     try:
         workers = [int(word) for word in process.stdout.readline().split()]
         assert len(workers) == 2
-        time.sleep(0.6)  # for the workers to begin
+        time.sleep(
+            0.6
+        )  # so that most are stopped amid their work; before it, nothing may be left either
         send = os.killpg if to == "group" else os.kill
         send(process.pid, number)
         _, err = process.communicate(timeout=30)  # also waits for whoever has its standard error

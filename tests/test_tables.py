@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.papers import TABLES
-from benchmarks.tables import interval, main
+from benchmarks.tables import _ours, interval, main
 from npmeta.config import Config
 from npmeta.progress import Progress
 from tests.test_tasks_omniglot import REAL
@@ -49,6 +49,14 @@ def test_the_interval_over_seeds_is_students():
     # t(0.975, one degree of freedom) = 12.7062, and the standard error of 1 and 3 is 1.
     assert interval(scores, "1") == pytest.approx((2.0, 12.7062), rel=1e-5)
     assert interval(scores[:1], "1") == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("ours", [(None, None), (1.5e200, None)])
+def test_what_diverges_is_said_to(ours):
+    """The mean may be a number yet, and its interval none."""
+    row = {"seeds": [{}], "ours": {"1": ours}}
+    assert _ours(row, "1", 3) == "diverges"
+    assert _ours({**row, "ours": {"1": (1.5, 0.25)}}, "1", 3) == "1.500 ± 0.250"
 
 
 def test_what_is_missing_is_named(capsys):

@@ -203,7 +203,7 @@ def check_batched(
     """
     f = Function(lambda point: function(point, tasks), x, precision)
     one_by_one = [
-        Function(lambda point, t=t: function(point, tasks[t : t + 1]), x, precision)  # type: ignore[misc]
+        Function(lambda point, t=t: function(point, tasks[t : t + 1]), x, precision)  # type: ignore[misc]  # t=t
         for t in range(len(tasks))
     ]
     gradient = np.mean([one.gradient for one in one_by_one], axis=0)

@@ -258,7 +258,7 @@ class GoldenCase:
     def _forward(self) -> Iterator[Any]:
         given = self._given
         for phi, (x, _) in given.passes(given.theta):
-            point = layers(self.problem.maml.objective, phi)  # type: ignore[arg-type]
+            point = layers(self.problem.maml.objective, phi)  # type: ignore[arg-type]  # a Risk
             yield forward(point, self.setting.model.activations, x)
 
     def _loss_kink(self) -> float | None:

@@ -25,7 +25,7 @@ SUITE_VERSION = 1
 
 def _family(family: str, **shared: object) -> Callable[..., Setting]:
     def setting(name: str, about: str, **own: object) -> Setting:
-        return Setting(family, name, about, **{**shared, **own})  # type: ignore[arg-type]
+        return Setting(family, name, about, **{**shared, **own})  # type: ignore[arg-type]  # fields, by name
 
     return setting
 

@@ -411,9 +411,9 @@ class IMAMLCase(InnerCase):
         """∇²L^S ``(T, P, P)``, column by column."""
         T, P = phi.shape
         h = tiny_step(np.float64)
-        rows: Batch = tuple(np.repeat(part, P, axis=0) for part in support)  # type: ignore[assignment]
+        x, y = (np.repeat(part, P, axis=0) for part in support)
         moved = np.repeat(phi, P, axis=0) + np.tile(1j * h * np.eye(P), (T, 1))
-        H: Array = self.at(moved, rows)[1].imag.reshape(T, P, P) / h
+        H: Array = self.at(moved, (x, y))[1].imag.reshape(T, P, P) / h
         return H
 
     def minimum(self, support: Batch, rho: float) -> _Solved:

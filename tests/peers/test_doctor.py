@@ -14,6 +14,8 @@ from npmeta.verification import FAULTS, Doctor
 from npmeta.verification.faults.normalised import NORMALISED
 from npmeta.verification.noise import Noise
 from npmeta.verification.recipe import Recipe
+
+# one_thread is a fixture that every test of a module takes which has its name.
 from tests.peers.test_torch import TORCH_ACTIVATIONS, TORCH_LOSSES, one_thread  # noqa: F401
 from tests.test_verification_doctor import (
     DESIGNS,

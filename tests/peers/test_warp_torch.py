@@ -13,6 +13,8 @@ import npmeta as nm
 from npmeta.algorithms import Warp
 from tests.algorithms import with_noise
 from tests.helpers import assert_close, problem
+
+# one_thread is a fixture that every test of a module takes which has its name.
 from tests.peers.test_torch import TORCH_ACTIVATIONS, TORCH_LOSSES, one_thread  # noqa: F401
 
 torch = pytest.importorskip("torch")
