@@ -1,4 +1,4 @@
-"""``python -m tests.faults [--full] [--only NAME] [--workers N] [--json FILE]``: every sweep, and its figures."""
+"""``python -m tests.faults [--full] [--only NAME]``: every sweep, and its figures."""
 
 from __future__ import annotations
 
