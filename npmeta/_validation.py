@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "Array",
     "DType",
+    "DivergedError",
     "as_dtype",
     "as_features",
     "as_number",
     "as_parameters",
     "as_whole",
+    "check_converged",
     "check_finite",
     "check_flag",
     "lookup",
@@ -58,6 +60,23 @@ def check_finite(values: Array, name: str) -> None:
         raise ValueError(
             f"{name} must be finite, but {name}{where} is {values[index]} "
             f"({int((~finite).sum())} of {values.size} values are not finite)"
+        )
+
+
+class DivergedError(ArithmeticError):
+    """Outputs from which an answer is to be formed are not finite: adaptation has diverged."""
+
+
+def check_converged(outputs: Array) -> None:
+    """Raise DivergedError unless all outputs ``(..., n_out)`` are finite; counted by rows.
+
+    ``argmax`` of NaN is class 0, which would be an answer like any other.
+    """
+    finite = np.isfinite(outputs).all(-1)
+    if not finite.all():
+        raise DivergedError(
+            f"adaptation has diverged: the outputs of {int((~finite).sum())} of {finite.size} rows are "
+            f"not finite; fewer inner steps or a smaller inner_lr may help"
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from npmeta import __version__
-from npmeta._validation import unknown_name
+from npmeta._validation import DivergedError, unknown_name
 from npmeta.config import Config
 from npmeta.options import PRESETS, SIZES, TASKS, Option, preset
 from npmeta.registry import ALGORITHMS, OPTIONS
@@ -355,8 +355,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well; 1 if training met a loss that is not finite, a check failed, or the doctor
-        or ``golden check`` did not find an answer right; 2 if the command or its input is wrong; 130
+        0 if all went well; 1 if training met a loss that is not finite, a task of a test or the rows to
+        be predicted diverged, a check failed, or the doctor or ``golden check`` did not find an answer
+        right; 2 if the command or its input is wrong; 130
         after Ctrl-C or, in training, a request to terminate.
     """
     warnings.showwarning = _show_warning
@@ -371,6 +372,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = "" if isinstance(error, ValueError | ImportError | OSError) else type(error).__name__
         print(f"npmeta: error: {_one_line(f'{kind} {error}')}", file=sys.stderr)
         return 2
+    except DivergedError as error:
+        print(f"npmeta: {_one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("npmeta: interrupted", file=sys.stderr)
         return 130

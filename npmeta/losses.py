@@ -141,7 +141,8 @@ def accuracy(loss: Loss, o: Array, y: Array) -> Array | None:
     """Share of the rows a task gets right, ``(T,)``; None where the targets are numbers.
 
     For a loss of classes the largest output wins (against the largest entry of a soft label); for
-    binary_cross_entropy every output is a decision of its own, o > 0 against y > 1/2.
+    binary_cross_entropy every output is a decision of its own, o > 0 against y > 1/2. NaN for a task
+    with an output that is not finite: what has diverged has decided nothing.
     """
     if loss.targets == "classes":
         right = o.real.argmax(-1) == y.real.argmax(-1)
@@ -149,7 +150,7 @@ def accuracy(loss: Loss, o: Array, y: Array) -> Array | None:
         right = ((o.real > 0) == (y.real > 0.5)).mean(-1)
     else:
         return None
-    share: Array = right.mean(-1)
+    share: Array = np.where(np.isfinite(o).all((-2, -1)), right.mean(-1), np.nan)
     return share
 
 

@@ -102,7 +102,7 @@ def drawings(
     """One fresh task: a row a class, support drawings, then queries and what they are taken for."""
     batch = tasks.sample(seed, 1, 1, split=split)
     o = algorithm.predict(params, batch.support_x, batch.support_y, batch.query_x, steps=steps)
-    guess = o[0].argmax(-1)
+    guess = np.where(np.isfinite(o[0]).all(-1), o[0].argmax(-1), -1)  # −1: diverged, no answer
     n_shown = min(tasks.queries, 8)
     n_columns = tasks.shots + n_shown
     figure, axes = _figure(
@@ -117,7 +117,7 @@ def drawings(
             if taken_for is not None:
                 right = taken_for == label
                 ax.set_title(
-                    f"{'✓' if right else '✗'} {taken_for + 1}",
+                    f"{'✓' if right else '✗'} {taken_for + 1 if taken_for >= 0 else 'diverged'}",
                     color=AFTER if right else POINT,
                     fontsize=10,
                 )

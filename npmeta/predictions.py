@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from npmeta import losses
-from npmeta._validation import Array
+from npmeta._validation import Array, check_converged
 from npmeta.runs import Run
 from npmeta.tasks import Encoding, read_image, read_rows
 from npmeta.tasks.checks import existing
@@ -156,6 +156,8 @@ def predict(run: Run, support: Path, query: Path, steps: int | None = None) -> s
     ------
     ValueError
         If a file or the run cannot be read, or a column is missing.
+    DivergedError
+        If outputs are not finite, which are no predictions.
     """
     form = _format_of(run)
     support_x, support_y = form.support(support)
@@ -164,6 +166,7 @@ def predict(run: Run, support: Path, query: Path, steps: int | None = None) -> s
     algorithm = run.config.algorithm(form.n_in, form.n_out)
     steps = run.config["eval_steps"] if steps is None else steps
     outputs = algorithm.predict(params, support_x[None], support_y[None], query_x[None], steps=steps)
+    check_converged(outputs[0])
     head, rows = _table(query)
     columns = form.answers(_means(outputs[0], run.config["loss"]))
     text = io.StringIO()

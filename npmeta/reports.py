@@ -30,12 +30,15 @@ def score_table(
     """
     n_drawn, n_columns = scored.loss.shape
     drawn = "" if scored.names is None else f" in {n_drawn} draws"
+    diverged = scored.diverged
     columns = [(f"query {loss_name}", scored.mean(), scored.interval())]
     if scored.accuracy is not None:
         columns.append(("accuracy %", 100 * scored.mean("accuracy"), 100 * scored.interval("accuracy")))
     rows = range(n_columns) if shown is None else sorted({*shown, n_columns - 1} & {*range(n_columns)})
     cells = [
         [_cell(mean[s], half[s], d) for _, mean, half in columns for d in [_decimals(mean, half)]]
+        if not diverged[s]
+        else [f"diverged: {diverged[s]} of {scored.n_tasks} tasks", *["diverged"] * (len(columns) - 1)]
         for s in rows
     ]
     widths = [max(len(title), *(len(row[i]) for row in cells)) for i, (title, *_) in enumerate(columns)]
@@ -65,7 +68,7 @@ def _decimals(mean: Array, half: Array) -> int:
 
 
 def score_json(scored: Scores, run: Run, split: str, data: str | None = None) -> str:
-    """The same as JSON, in which a number that is not finite is null."""
+    """The same as JSON, in which a number that is not finite is null; "diverged" counts tasks."""
     record: dict[str, Any] = {
         "run": str(run.folder),
         **({"split": split} if data is None else {"data": data}),
@@ -78,4 +81,5 @@ def score_json(scored: Scores, run: Run, split: str, data: str | None = None) ->
         if of == "loss" or scored.accuracy is not None:
             for name, values in ((of, scored.mean(of)), (f"{of}_ci95", scored.interval(of))):
                 record[name] = [v if np.isfinite(v) else None for v in values.tolist()]
+    record["diverged"] = scored.diverged.tolist()
     return json.dumps(record, indent=1, allow_nan=False)

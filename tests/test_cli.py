@@ -467,13 +467,14 @@ def test_a_task_that_diverges_is_null_in_json(trained, monkeypatch, capsys, tmp_
 
     monkeypatch.setattr(results, "evaluate", evaluate)
     file = tmp_path / "scores.json"
-    with np.errstate(invalid="ignore"):
-        assert main(["evaluate", str(trained[0]), "--json", str(file)]) == 0
-        assert main(["evaluate", str(trained[0]), "--json", "-"]) == 0
+    assert main(["evaluate", str(trained[0]), "--json", str(file)]) == 1
+    capsys.readouterr()
+    assert main(["evaluate", str(trained[0]), "--json", "-"]) == 1
     for text in (file.read_text(), capsys.readouterr().out.partition("{")[1:]):
         record = json.loads("".join(text), parse_constant=refuse)
         assert record["loss"] == [1.5, None, None]
         assert record["loss_ci95"][1:] == [None, None]
+        assert record["diverged"] == [0, 1, 1]
 
 
 def test_the_table_comes_before_json_on_the_same_output(trained, tmp_path):

@@ -182,6 +182,12 @@ class MetaGradient:
         return replace(parts[0], loss=loss, grads=grads, task_loss=task_loss, **joined)
 
 
+def _quiet(moment: Callable[..., Array], values: Array, **options: Any) -> Array:
+    """A moment over tasks; what is not finite, or overflows, shows in the result."""
+    with np.errstate(all="ignore"):
+        return moment(values, axis=0, **options)
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Query loss, and accuracy where the loss is one of classes, after 0..S inner steps.
@@ -209,15 +215,29 @@ class Scores:
         """Different tasks among the T."""
         return len(self.loss) if self.names is None else len(set(self.names))
 
+    @property
+    def diverged(self) -> Array:
+        """How many of the ``n_tasks`` have a loss or accuracy that is not finite, ``(S + 1,)``."""
+        finite = np.isfinite(self._of("loss"))
+        if self.accuracy is not None:
+            finite &= np.isfinite(self._of("accuracy"))
+        counts: Array = (~finite).sum(0)
+        return counts
+
     def mean(self, of: str = "loss") -> Array:
-        """Mean over tasks after each step, ``(S + 1,)``; ``of`` is "loss" or "accuracy"."""
-        mean: Array = self._of(of).mean(0)
+        """Mean over tasks after each step, ``(S + 1,)``; ``of`` is "loss" or "accuracy".
+
+        NaN where tasks have diverged: there is no mean over all, and one over the others would flatter.
+        """
+        values = self._of(of)
+        mean: Array = np.where(self.diverged > 0, math.nan, _quiet(np.mean, values))
         return mean
 
     def interval(self, of: str = "loss") -> Array:
         """Half-width of the 95% confidence interval of :meth:`mean`, ``(S + 1,)``.
 
-        Student's t: 1.96 standard errors for hundreds of tasks, 4.3 for three, and NaN for one.
+        Student's t: 1.96 standard errors for hundreds of tasks, 4.3 for three, and NaN for one, and
+        where tasks have diverged.
         """
         from scipy.special import stdtrit
 
@@ -225,8 +245,8 @@ class Scores:
         if len(values) < 2:
             return np.full(values.shape[1], math.nan)
         t = stdtrit(len(values) - 1, 0.975)
-        half: Array = t * values.std(0, ddof=1) / math.sqrt(len(values))
-        return half
+        half = t * _quiet(np.std, values, ddof=1) / math.sqrt(len(values))
+        return np.where(self.diverged > 0, math.nan, half)
 
     def _of(self, of: str) -> Array:
         """``(n_tasks, S + 1)``"""
@@ -239,7 +259,8 @@ class Scores:
             return values
         _, task, count = np.unique(self.names, return_inverse=True, return_counts=True)
         sums = np.zeros((len(count), values.shape[1]))
-        np.add.at(sums, task, values)
+        with np.errstate(all="ignore"):
+            np.add.at(sums, task, values)
         return sums / count[:, None]
 
     @staticmethod

@@ -105,6 +105,7 @@ class CAVIA:
         """Initial meta-parameters: "theta" ``(P,)``."""
         return {"theta": self.model.init(rng, dtype)}
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
         """The mean query loss after adaptation and its exact gradient.
 
@@ -137,6 +138,7 @@ class CAVIA:
             "none" if self.first_order else "exact",
         )
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def adapt(
         self,
         params: ArrayLike | MetaParameters,
@@ -152,6 +154,7 @@ class CAVIA:
             c = adapted
         return c
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def predict(
         self,
         params: ArrayLike | MetaParameters,
@@ -168,6 +171,7 @@ class CAVIA:
         x = self.model.features(x, c.dtype, "query_x")
         return self.risk.outputs(self._layers(params), self._joined(x, c))
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def evaluate(
         self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
     ) -> Scores:

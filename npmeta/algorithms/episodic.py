@@ -131,6 +131,7 @@ class Episodic(ABC):
         theta = np.empty(0) if self.model is None else self.model.init(rng, dtype)
         return {name: np.array(a, dtype) for name, a in {"theta": theta, **self.extra()}.items()}
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
         """The mean query loss and its exact gradient.
 
@@ -164,6 +165,7 @@ class Episodic(ABC):
         grads = {name: np.asarray(grads[name]) for name in given if name in passed}
         return MetaGradient(float(value.real.mean()), grads, value, "exact")
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def evaluate(
         self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
     ) -> Scores:
@@ -188,6 +190,7 @@ class Episodic(ABC):
         right = losses.accuracy(self.criterion, self.class_outputs(outputs, support_y), query_y)
         return Scores(value[:, None], None if right is None else right[:, None])
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def predict(
         self,
         params: ArrayLike | MetaParameters,

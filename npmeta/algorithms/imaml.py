@@ -132,6 +132,7 @@ class IMAML:
             raise ValueError("an objective has no initial parameters; pass your own theta")
         return {"theta": self.objective.init(rng, dtype)}
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def meta_gradient(
         self, params: ArrayLike | MetaParameters, tasks: TaskBatch
     ) -> ImplicitMetaGradient:
@@ -153,6 +154,7 @@ class IMAML:
             residual,
         )
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def adapt(
         self,
         params: ArrayLike | MetaParameters,
@@ -166,6 +168,7 @@ class IMAML:
         *_, end = self._newton(theta, support, self.inner_steps if steps is None else steps)
         return end.phi
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def predict(
         self,
         params: ArrayLike | MetaParameters,
@@ -179,6 +182,7 @@ class IMAML:
             raise ValueError("an objective makes no predictions; adapt, and use its parameters")
         return self.model.apply(self.adapt(params, support_x, support_y, steps), query_x)
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def evaluate(
         self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
     ) -> Scores:

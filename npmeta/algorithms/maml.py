@@ -138,6 +138,7 @@ class MAML:
             params["inner_lr"] = np.array(self.inner_lr, dtype=dtype)
         return params
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
         """The mean query loss after adaptation and its exact gradient.
 
@@ -198,6 +199,7 @@ class MAML:
             "none" if self.first_order else self.objective.hessian,
         )
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def adapt(
         self,
         params: ArrayLike | MetaParameters,
@@ -226,6 +228,7 @@ class MAML:
         phi = np.broadcast_to(flatten(point), (len(support[0]), self.objective.n_params))
         return np.array(phi)
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def predict(
         self,
         params: ArrayLike | MetaParameters,
@@ -260,6 +263,7 @@ class MAML:
             outputs.append(self.objective.outputs(point, query))
         return np.concatenate(outputs)
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def evaluate(
         self,
         params: ArrayLike | MetaParameters,

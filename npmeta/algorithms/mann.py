@@ -166,14 +166,17 @@ class MANN(Episodic):
         params["controller"][-1, self.units : 2 * self.units] = 1
         return params
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
         return super().meta_gradient(params, _in_order(tasks))
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def evaluate(
         self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
     ) -> Scores:
         return super().evaluate(params, _in_order(tasks), steps)
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def predict(
         self,
         params: ArrayLike | MetaParameters,

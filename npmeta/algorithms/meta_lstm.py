@@ -176,6 +176,7 @@ class MetaLSTM:
             params[name] = np.array([*rng.uniform(-0.01, 0.01, N_SEEN - 1), logit], dtype)
         return params
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def meta_gradient(self, params: MetaParameters, tasks: TaskBatch) -> MetaGradient:
         """The mean query loss after adaptation and its gradient, by backpropagation through the steps.
 
@@ -228,6 +229,7 @@ class MetaLSTM:
             "none" if self.first_order else "exact",
         )
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def adapt(
         self,
         params: MetaParameters,
@@ -243,6 +245,7 @@ class MetaLSTM:
             point = moved
         return point
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def predict(
         self,
         params: MetaParameters,
@@ -258,6 +261,7 @@ class MetaLSTM:
             raise ValueError(f"query_x must have shape ({len(point)}, Q, n_in), got {x.shape}")
         return self.risk.outputs(self.risk.hold(point), x)
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def evaluate(self, params: MetaParameters, tasks: TaskBatch, steps: int | None = None) -> Scores:
         """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` steps."""
         theta, w_I, w_F = self._meta_parameters(params)

@@ -141,6 +141,7 @@ class Warp:
             params["inner_lr"] = np.array(self.inner_lr, dtype=dtype)
         return params
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
         """The mean query loss after adaptation and its exact gradient.
 
@@ -154,6 +155,7 @@ class Warp:
             out = replace(out, grads={**out.grads, "inner_lr": sizes.collect([*by_alpha])})
         return out
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def adapt(
         self,
         params: ArrayLike | MetaParameters,
@@ -164,6 +166,7 @@ class Warp:
         """Every task's parameters after adaptation, ``(T, P)``, warp layers among them."""
         return self.maml.adapt(self._of_network(params), support_x, support_y, steps)
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def predict(
         self,
         params: ArrayLike | MetaParameters,
@@ -175,6 +178,7 @@ class Warp:
         """The adapted networks' outputs on query inputs, ``(T, Q, n_out)``."""
         return self.maml.predict(self._of_network(params), support_x, support_y, query_x, steps)
 
+    @np.errstate(all="ignore")  # what diverges shows in the result
     def evaluate(
         self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
     ) -> Scores:

@@ -58,16 +58,17 @@ def evaluate_run(
             run, tasks, sharded, params, n_tasks=n_tasks, steps=steps, split=split, seed=seed
         )
     text = score_json(scored, run, split, data)
+    status = int(scored.diverged.any())
     if json_file == "-":
         print(text)
-        return 0
+        return status
     # Flushed, so that it comes first if the other file is standard output too.
     where = split if data is None else Path(data).name
     table = score_table(scored, config.loss_name, where, inner_steps=config.inner_steps)
     print(table, flush=True)
     if json_file:
         write_atomically(Path(json_file), text + "\n")
-    return 0
+    return status
 
 
 def _check_steps(config: Config, steps: int | None) -> None:

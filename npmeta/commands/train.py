@@ -163,8 +163,7 @@ def _train(
                 f"to go on: npmeta train --resume {run.folder}"
             )
             return 130
-        _report(run, tasks, algorithm, sharded, checkpoint.params)
-    return 0
+        return _report(run, tasks, algorithm, sharded, checkpoint.params)
 
 
 def _sharded(config: Config, algorithm: MetaLearner, workers: int) -> AbstractContextManager[Algorithm]:
@@ -283,21 +282,23 @@ def _report(
     algorithm: MetaLearner,
     sharded: Algorithm,
     params: Mapping[str, Array],
-) -> None:
-    """What follows training: the table of test scores, evaluation.json and the pictures."""
+) -> int:
+    """What follows training: evaluation.json, the table of test scores and the pictures.
+
+    1 if a task of the test has diverged, else 0.
+    """
     scored = score(run, tasks, sharded, params)
-    # Files first: a closed pipe must not cost the report.
+    # The file first: a closed pipe must not cost it. The pictures last: they must not cost the table.
     write_atomically(run.folder / "evaluation.json", score_json(scored, run, "test") + "\n")
-    paths: list[Path] = []
+    config = run.config
+    table = score_table(
+        scored, config.loss_name, "test", shown=(0, 1, 5, 10), inner_steps=config.inner_steps
+    )
+    print(table, flush=True)
     try:
         paths = draw(run, tasks, algorithm, params, scored, run.folder)
     except ImportError as error:
         say(f"no picture: {error}")
-    config = run.config
-    print(
-        score_table(
-            scored, config.loss_name, "test", shown=(0, 1, 5, 10), inner_steps=config.inner_steps
-        )
-    )
-    if paths:
+    else:
         print("\n" + "\n".join(str(path) for path in paths))
+    return int(scored.diverged.any())

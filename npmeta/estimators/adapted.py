@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from npmeta._validation import Array, lookup, unknown_name
+from npmeta._validation import Array, check_converged, lookup, unknown_name
 from npmeta.algorithms import CAVIA
 from npmeta.algorithms.base import check_steps
 from npmeta.estimators.conventions import Parameters, as_column, as_rows, column_names, tags
@@ -142,7 +142,13 @@ class AdaptedEstimator(Parameters):
         return self
 
     def predict(self, X: ArrayLike) -> Array:
-        """Numbers or classes ``(rows,)``."""
+        """Numbers or classes ``(rows,)``.
+
+        Raises
+        ------
+        DivergedError
+            If outputs are not finite, which are no answers; so do ``predict_proba`` and :meth:`score`.
+        """
         outputs = self._outputs(X)
         if self.learner._classifies:
             answers: Array = self.classes_[outputs.argmax(-1)]
@@ -255,6 +261,7 @@ class AdaptedEstimator(Parameters):
             self._inputs(X)[None],
             steps=self._steps(),
         )[0]
+        check_converged(outputs)
         return outputs[:, : len(self.classes_)] if self.learner._classifies else outputs
 
     def __sklearn_clone__(self) -> AdaptedEstimator:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, check_finite, unknown_name
+from npmeta._validation import Array, check_converged, check_finite, unknown_name
 
 __all__ = ["Encoding"]
 
@@ -154,10 +154,18 @@ class Encoding:
         """Answers for outputs ``(..., n_out)``: numbers in the table's units or class names ``(...)``.
 
         The class with the largest output is the answer.
+
+        Raises
+        ------
+        ValueError
+            If the shape is another.
+        DivergedError
+            If an output is not finite.
         """
         o = np.asarray(outputs)
         if o.ndim < 1 or o.shape[-1] != self.n_out:
             raise ValueError(f"outputs must have shape (..., {self.n_out}), got {o.shape}")
+        check_converged(o)
         answers: Array
         if self.classes is None:
             answers = self.target_mean + self.target_std * o[..., 0]
