@@ -30,6 +30,9 @@ ONE_THREAD = dict.fromkeys(
 #: What NumPy's and SciPy's wheels, and other builds, put around OpenBLAS's names.
 AFFIXES = [(prefix, suffix) for prefix in ("scipy_", "") for suffix in ("64_", "", "_64")]
 
+#: A library is found if it is loaded; nothing is loaded to look into it. Windows knows no such mode.
+NO_LOAD: int = getattr(os, "RTLD_NOLOAD", ctypes.DEFAULT_MODE)
+
 
 class _Control(NamedTuple):
     get: Callable[[], int]
@@ -86,12 +89,15 @@ def _found() -> list[_Control]:
 
 
 def _libraries() -> list[str]:
-    """Paths of libraries called openblas: those loaded, where Linux lists them; else NumPy's own."""
+    """Paths of libraries called openblas: those loaded, where Linux lists them; else NumPy's own.
+
+    What is not mapped to be executed is data, whatever its name.
+    """
     with suppress(OSError):
         maps = Path("/proc/self/maps").read_text("utf-8", errors="replace")
         # Columns: addresses, permissions, offset, device, inode, path.
         entries = (line.split(maxsplit=5) for line in maps.splitlines())
-        return sorted({entry[5] for entry in entries if len(entry) == 6 and "openblas" in entry[5]})
+        return sorted({e[5] for e in entries if len(e) == 6 and "x" in e[1] and "openblas" in e[5]})
     package = Path(np.__file__).parent
     folders = (package.parent / "numpy.libs", package / ".dylibs")
     return sorted(str(path) for folder in folders for path in folder.glob("*openblas*"))
@@ -99,7 +105,7 @@ def _libraries() -> list[str]:
 
 def _control(path: str) -> Iterator[_Control]:
     try:
-        library = ctypes.CDLL(path)
+        library = ctypes.CDLL(path, NO_LOAD)
     except OSError:
         return
     for prefix, suffix in AFFIXES:
@@ -109,3 +115,13 @@ def _control(path: str) -> Iterator[_Control]:
                 getattr(library, f"{prefix}openblas_set_num_threads{suffix}"),
             )
             return
+
+
+def _renew_lock() -> None:
+    """In a fork: the thread that held the lock may not have come along."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

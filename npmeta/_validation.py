@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeAlias, TypeVar
 
@@ -13,16 +14,24 @@ __all__ = [
     "Array",
     "DType",
     "DivergedError",
+    "as_array",
     "as_dtype",
     "as_features",
+    "as_generator",
+    "as_mapping",
     "as_number",
     "as_parameters",
+    "as_precision",
+    "as_range",
+    "as_text",
     "as_whole",
     "check_converged",
     "check_finite",
     "check_flag",
+    "check_function",
     "lookup",
     "unknown_name",
+    "unmasked",
 ]
 
 #: Any floating (or, inside a complex-step check, complex) array, and its dtype.
@@ -30,6 +39,9 @@ Array: TypeAlias = NDArray[Any]
 DType: TypeAlias = np.dtype[Any]
 
 Entry = TypeVar("Entry")
+
+#: Letters of a value that an error message shows.
+LONGEST_SHOWN = 100
 
 #: Names that an error message lists at most.
 MOST_LISTED = 16
@@ -49,6 +61,89 @@ def lookup(name: str, registry: Mapping[str, Entry], kind: str) -> Entry:
     if not isinstance(name, str) or name not in registry:
         raise unknown_name(name, list(registry), kind)
     return registry[name]
+
+
+def shown(value: object) -> str:
+    """What came, for a message of one line; its type where it has no such name."""
+    try:
+        text = repr(value)
+    except Exception:  # another's object
+        text = ""
+    fits = 0 < len(text) <= LONGEST_SHOWN and text.isprintable()
+    return text if fits else f"{'an' if type(value).__name__[:1] in 'aeiou' else 'a'} {_kind(value)}"
+
+
+def _kind(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    return f"{type(value).__name__}{f' of shape {shape}' if isinstance(shape, tuple) else ''}"
+
+
+def _masked(value: object) -> bool:
+    """Whether an array, or one in lists of them, has masked entries: NumPy would drop the mask."""
+    if isinstance(value, np.ma.MaskedArray):
+        return bool(np.ma.is_masked(value))
+    return isinstance(value, list | tuple) and any(map(_masked, value))
+
+
+def unmasked(value: Any, name: str) -> Array:
+    """An array as NumPy makes it, or a ValueError if entries are masked: it would drop the mask."""
+    if type(value) is not np.ndarray and _masked(value):
+        raise ValueError(
+            f"{name} has masked entries, for which there are no numbers; leave out their rows, or "
+            f"fill them yourself (numpy.ma.filled)"
+        )
+    return np.asarray(value)
+
+
+def as_array(value: object, name: str, kinds: str = "biufc") -> Array:
+    """An array of numbers; ``kinds`` are the kinds of dtype allowed (with "O", "U" and "S" also text).
+
+    A masked array without masked entries says nothing that its data does not, and passes.
+
+    Raises
+    ------
+    ValueError
+        If entries are masked, rows differ in length, or the dtype is of another kind.
+    """
+    try:
+        array = unmasked(value, name)
+    except Exception as error:  # lists of several lengths; a tensor that is on another device
+        if _masked(value):
+            raise
+        raise ValueError(f"{name} must be an array, got {shown(value)}: {error}") from None
+    if array.dtype.kind not in kinds:
+        missing = [cell for cell in array.flat if _missing(cell)] if array.dtype.kind == "O" else []
+        which = f", with {missing[0]!r} among its values" if missing else ""
+        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}{which}")
+    return array
+
+
+def _missing(cell: object) -> bool:
+    """None, pandas' NA and NaT, NumPy's NaT."""
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or str(cell) == "NaT"
+
+
+def as_generator(rng: np.random.Generator | int, name: str = "rng") -> np.random.Generator:
+    """The generator, or one with that seed."""
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
+        raise ValueError(
+            f"{name} must be a numpy.random.Generator, or a seed, a whole number of at least 0; got "
+            f"{shown(rng)}"
+        )
+    return np.random.default_rng(int(rng))
+
+
+def as_precision(dtype: object, name: str = "dtype") -> DType:
+    """float32 or float64, or a ValueError."""
+    try:
+        made: DType | None = np.dtype(dtype)  # type: ignore[call-overload]
+    except Exception:  # NumPy knows many things that are none
+        made = None
+    if dtype is None or made is None or made not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"{name} must be float32 or float64, got {shown(dtype)}")
+    return made
 
 
 def check_finite(values: Array, name: str) -> None:
@@ -102,27 +197,57 @@ def as_number(
 
     ValueError "{name} must be {kind}" for anything else, and for a number that does not fit.
     """
-    try:
-        number = np.asarray(value)
-    except ValueError:  # lists of several lengths
-        number = np.asarray(None)
+    # What stands for a number is one: a Python or NumPy number, an array without axes.
+    number = np.asarray(None if isinstance(value, Sequence) or _masked(value) else value)
     real = number.ndim == 0 and number.dtype.kind in "iuf" and np.isfinite(number)
     if not real or not fits(float(number)):
-        raise ValueError(f"{name} must be {kind}, got {value!r}")
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
     return float(number)
 
 
 def as_whole(value: object, name: str, low: int = 0) -> int:
     """A whole number of at least ``low``, or a ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {shown(value)}")
     return int(value)
+
+
+def as_range(value: object, name: str) -> tuple[float, float]:
+    """Two finite numbers in order, or a ValueError."""
+    kind = "a range (low, high)"
+    bounds = list(value) if isinstance(value, Sequence | np.ndarray) else []
+    if len(bounds) != 2 or isinstance(value, str | bytes):
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
+    low, high = (as_number(bound, f"a bound of {name}", "a finite number") for bound in bounds)
+    if low > high or math.isinf(high - low):
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
+    return low, high
+
+
+def as_text(value: object, name: str) -> str:
+    """A string, or a ValueError."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, got {shown(value)}")
+    return value
+
+
+def as_mapping(value: object, name: str, kind: str = "a mapping by name") -> Mapping[str, Any]:
+    """A mapping whose keys are strings, or a ValueError."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
+    return value
+
+
+def check_function(value: object, name: str) -> None:
+    """Raise ValueError unless it can be called."""
+    if not callable(value) or isinstance(value, type):
+        raise ValueError(f"{name} must be a function, got {shown(value)}")
 
 
 def check_flag(value: object, name: str) -> None:
     """Raise ValueError unless it is True or False: what is meant for another argument is neither."""
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
 
 
 def as_parameters(theta: ArrayLike, n_params: int, name: str = "theta") -> Array:
@@ -131,7 +256,7 @@ def as_parameters(theta: ArrayLike, n_params: int, name: str = "theta") -> Array
     float32, float64 and the complex dtypes (for complex-step checks) pass through unchanged, but for
     another byte order than the machine's.
     """
-    array = np.asarray(theta)
+    array = unmasked(theta, name)
     if array.dtype.kind in "biu":
         array = array.astype(np.float64)
     if array.dtype.newbyteorder("=").name not in ("float32", "float64", "complex64", "complex128"):
@@ -144,9 +269,7 @@ def as_parameters(theta: ArrayLike, n_params: int, name: str = "theta") -> Array
 
 def as_features(x: ArrayLike, name: str = "x") -> Array:
     """A finite numeric array with at least a task and a row axis, ``(T, rows, ...)``."""
-    array = np.asarray(x)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    array = as_array(x, name, "biuf")
     if array.ndim < 2:
         raise ValueError(f"{name} must have shape (T, rows, ...), got {array.shape}")
     if 0 in array.shape[:2]:

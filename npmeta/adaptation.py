@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, DType, as_dtype, check_finite
+from npmeta._validation import Array, DType, as_dtype, check_finite, unmasked
 from npmeta.objective import Batch, Linearization, Objective
 from npmeta.weights import Block, Gradient, Scale, flatten
 
@@ -56,7 +56,7 @@ class StepSizes:
     """
 
     def __init__(self, values: ArrayLike, objective: Objective, n_steps: int, dtype: DType) -> None:
-        given = np.asarray(values)
+        given = unmasked(values, "inner_lr")
         if given.dtype.kind not in "iuf" and given.dtype != dtype:  # complex steps
             raise ValueError(f"inner_lr must be real numbers, got dtype {given.dtype}")
         check_finite(given, "inner_lr")

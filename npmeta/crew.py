@@ -24,9 +24,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, process
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from weakref import WeakSet
 
 import numpy as np
 
@@ -327,6 +328,12 @@ class _Member:
         self.answered = True
         return answer
 
+    def disown(self) -> None:
+        """In a fork: it is the parent's worker, and this process neither asks it nor ends it."""
+        self._connection.close()  # or the worker would not see that the parent closes its own
+        # When Python ends, multiprocessing terminates the daemons that it has here.
+        process._children.discard(self._process)  # type: ignore[attr-defined]
+
     def end(self, patience: float = 0.0) -> str:
         """End it, by force if it takes longer; returns how it ended."""
         self._connection.close()
@@ -373,12 +380,20 @@ class Crew:
     Notes
     -----
     A script that uses this must be importable, with its beginning under
-    ``if __name__ == "__main__"``: the workers import it.
+    ``if __name__ == "__main__"``: the workers import it. A process that is forked from this one leaves
+    these workers alone and starts its own.
     """
 
     def __init__(self, n_workers: int) -> None:
         self.n_workers = n_workers
         self._members: list[_Member] = []
+        self._begin()
+        _CREWS.add(self)
+
+    def _begin(self) -> None:
+        for member in self._members:
+            member.disown()
+        self._members = []
         self._exchange: _Exchange | None = None
         self._deaths: list[str] = []
         self._lock = threading.Lock()
@@ -570,3 +585,17 @@ class Crew:
                 f"{len(self._deaths)} worker processes died in one call ({', '.join(self._deaths)}); "
                 f"signal 9 is what a system short of memory sends"
             )
+
+
+#: Those of this process.
+_CREWS: WeakSet[Crew] = WeakSet()
+
+
+def _begin_anew() -> None:
+    """In a fork: answers to two processes through one pipe would go to whoever reads first."""
+    for crew in _CREWS:
+        crew._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

@@ -21,9 +21,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, DType, as_dtype, lookup
+from npmeta._validation import Array, DType, as_array, as_dtype, lookup
+from npmeta.softmax import from_largest
 
-__all__ = ["LOSSES", "Loss", "LossAt", "accuracy", "get", "huber"]
+__all__ = ["LOSSES", "DecisionsAt", "Loss", "LossAt", "accuracy", "decisions", "get", "huber"]
 
 
 class LossAt(NamedTuple):
@@ -85,9 +86,7 @@ class Loss:
         ValueError
             If the shape does not fit, a value is not finite, or a label is out of range.
         """
-        array = np.asarray(y)
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+        array = as_array(y, name, "biuf")
         if array.size == 0:
             raise ValueError(f"{name} must hold at least one task and one row, got {array.shape}")
         if self.targets == "classes" and array.ndim == 2:
@@ -194,14 +193,39 @@ def huber(delta: float = 1.0) -> Loss:
     return Loss("huber", at, "values")
 
 
+class DecisionsAt(NamedTuple):
+    """Cross-entropy of decisions, one by one: the value, and its first two derivatives by o."""
+
+    value: Array
+    gradient: Array
+    curvature: Array
+
+
+def decisions(o: Array, y: Array) -> DecisionsAt:
+    r"""−y log σ(o) − (1 − y) log(1 − σ(o)), with the tails of σ on both sides.
+
+    .. math:: e = \exp(-|o|), \qquad \ell = o\,([o > 0] - y) + \log(1 + e), \qquad
+              \ell' = \sigma(o) - y, \qquad \ell'' = \frac{e}{(1 + e)^2} .
+
+    With (1 + e) σ(o) = 1 where o > 0 and e elsewhere, σ(o) − y is formed over the denominator 1 + e:
+    for y = 1 and o > 0 exactly −e is left, where σ(o) itself may be rounded to 1.
+    """
+    positive = o.real > 0
+    e = np.exp(np.where(positive, -o, o))
+    total = 1 + e
+    return DecisionsAt(
+        o * (positive - y) + np.log1p(e),
+        ((np.where(positive, np.ones_like(o), e) - y) - y * e) / total,
+        e / total**2,
+    )
+
+
 def _binary_cross_entropy(o: Array, y: Array) -> LossAt:
-    """Mean of −y log σ(o) − (1 − y) log(1 − σ(o)) = max(o, 0) − o y + log(1 + exp(−|o|))."""
+    """Mean of −y log σ(o) − (1 − y) log(1 − σ(o))."""
     n = _size(o)
-    e = np.exp(np.where(o.real > 0, -o, o))
-    p = np.where(o.real > 0, np.ones_like(o), e) / (1 + e)
-    curvature: Array = e / (1 + e) ** 2 / n
-    value = _mean(np.where(o.real > 0, o, 0) - o * y + np.log1p(e))
-    return LossAt(value, (p - y) / n, lambda u: curvature * u)
+    value, gradient, curvature = decisions(o, y)
+    curvature = curvature / n
+    return LossAt(_mean(value), gradient / n, lambda u: curvature * u)
 
 
 #: Beyond this log-rate :func:`_poisson_nll` continues exp(o) by its second-order Taylor polynomial.
@@ -229,20 +253,30 @@ def _poisson_nll(o: Array, y: Array) -> LossAt:
 
 
 def _cross_entropy(o: Array, y: Array) -> LossAt:
-    """Mean over rows of −Σ_c y_c log p_c, with p = softmax(o) and Σ_c y_c = 1."""
-    rows = o.shape[-2]
-    shifted = o - o.real.max(-1, keepdims=True)
-    e = np.exp(shifted)
-    total = e.sum(-1, keepdims=True)
-    p = e / total
-    value = (np.log(total[..., 0]) - (y * shifted).sum(-1)).mean(-1)
+    r"""Mean over rows of −Σ_c y_c log p_c, with p = softmax(o) and Σ_c y_c = 1.
 
-    def hessian_product(u: Array) -> Array:  # (diag(p) − p pᵀ) u
-        pu = p * u
-        product: Array = (pu - p * pu.sum(-1, keepdims=True)) / rows
+    From the largest output m of a row, with :math:`e_c = \exp(o_c - o_m)` and the sum of the others,
+    :math:`r = \sum_{k \ne m} e_k`, so that :math:`p = e / (1 + r)`:
+
+    .. math:: \ell = \log(1 + r) - \sum_c y_c (o_c - o_m), \qquad
+              (1 + r)\, \nabla \ell = (e - y) - r y, \qquad
+              \nabla^2 \ell\, u = p \circ (w - \langle p, w \rangle), \quad w = u - u_m .
+
+    For a right class m with a probability of nearly 1, e − y and w are exactly 0 there, and what is
+    left are sums of the other classes' probabilities: p − y would be a difference of two ones.
+    """
+    rows = o.shape[-2]
+    largest, shifted, e, others = from_largest(o)
+    total = 1 + others
+    value = (np.log1p(others[..., 0]) - (y * shifted).sum(-1)).mean(-1)
+    p = e / total
+
+    def hessian_product(u: Array) -> Array:
+        w = u - u.take(largest)
+        product: Array = (w - (p * w).sum(-1, keepdims=True)) * (p / rows)
         return product
 
-    return LossAt(value, (p - y) / rows, hessian_product)
+    return LossAt(value, ((e - y) - y * others) / (total * rows), hessian_product)
 
 
 def _margins(o: Array, y: Array) -> tuple[Array, Array]:

@@ -29,7 +29,16 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations as _activations
-from npmeta._validation import Array, DType, as_dtype, as_parameters, lookup
+from npmeta._validation import (
+    Array,
+    DType,
+    as_array,
+    as_dtype,
+    as_generator,
+    as_parameters,
+    lookup,
+    unmasked,
+)
 from npmeta.activations import Activation
 from npmeta.factored import FactoredBase, InputBase
 from npmeta.normalisation import NORMS, Normalised
@@ -326,7 +335,7 @@ class MLP:
 
     # --- parameters ---------------------------------------------------------------------------
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> Array:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> Array:
         """Random initial parameters ``(P,)``: normal weights, zero biases; scales 1, shifts 0,
         equal shares in a mixture, and gates of 0.95.
 
@@ -345,6 +354,7 @@ class MLP:
         ValueError
             If ``dtype`` is another one.
         """
+        rng = as_generator(rng)
         if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise ValueError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
         gains = [f.variance_gain for f in self.activations] + [1.0]
@@ -396,7 +406,7 @@ class MLP:
         letters = {"weight": "W", "bias": "b"}
         flat = []
         for l, (shapes, given) in enumerate(zip(self.shapes, layers, strict=True)):
-            arrays = [np.asarray(array) for array in given]
+            arrays = [unmasked(array, "layers") for array in given]
             lead = arrays[0].shape[:-2]
             if [array.shape for array in arrays] != [(*lead, *own) for own in shapes.values()] or (
                 len(lead) > 1
@@ -535,9 +545,7 @@ class MLP:
 
     def features(self, x: ArrayLike, dtype: DType, name: str = "x") -> Array:
         """x checked, ``(..., rows, n_in)``, and cast to ``dtype``."""
-        array = np.asarray(x)
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+        array = as_array(x, name, "biuf")
         if array.ndim not in (2, 3) or array.shape[-1] != self.widths[0]:
             raise ValueError(
                 f"{name} must have shape (rows, {self.widths[0]}) or (T, rows, {self.widths[0]}) "
@@ -558,7 +566,7 @@ class MLP:
 
     @staticmethod
     def _like(v: ArrayLike, shape: tuple[int, ...], dtype: DType, name: str) -> Array:
-        array = np.asarray(v)
+        array = as_array(v, name)
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
         return array.astype(dtype, copy=False)

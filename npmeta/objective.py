@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import losses as _losses
-from npmeta._validation import Array, DType, as_parameters
+from npmeta._validation import Array, DType, as_generator, as_parameters
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, Backward, Forward, backward, backward_dot, forward, forward_dot
 from npmeta.weights import Block, Gradient, Scale, flatten
@@ -192,8 +192,9 @@ class Risk:
         assert isinstance(lin, RiskLinearization)
         return lin
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> Array:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> Array:
         """Initial parameters ``(P,)``: :meth:`npmeta.MLP.init`."""
+        rng = as_generator(rng)
         return self.model.init(rng, dtype)
 
     def outputs(self, point: Sequence[Any], x: Array) -> Array:

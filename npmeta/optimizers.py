@@ -216,7 +216,14 @@ def clip_by_global_norm(grads: Named, max_norm: float | None) -> tuple[Named, fl
     grads : mapping of ndarray
     max_norm : float or None
         Positive; None leaves the gradients alone.
+
+    Raises
+    ------
+    ValueError
+        If ``max_norm`` is not positive.
     """
+    if max_norm is not None and not max_norm > 0:  # a negative one would turn the gradient round
+        raise ValueError(f"max_norm must be positive, got {max_norm}")
     # Summed in float64: the squares of float32 gradients overflow at 1e19.
     norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in grads.values()))
     if max_norm is None or norm <= max_norm:

@@ -25,6 +25,7 @@ from npmeta import activations
 from npmeta._validation import Array
 from npmeta.activations import Activation
 from npmeta.parts import Parted, PreActivation, Scheduled, Unmoved, gradient_of, values_of
+from npmeta.softmax import relative_to_largest, softmax, through_softmax
 from npmeta.weights import Layer, OuterSum, Vector, row_sum, total
 
 __all__ = ["OPEN", "Mixed", "Structure", "Structured", "gates_of", "shares_of"]
@@ -37,9 +38,7 @@ _SIGMOID = activations.get("sigmoid")
 
 def shares_of(logits: Array) -> Array:
     """p, the softmax of μ ``(..., K)``; complex-safe, as activations are."""
-    e = np.exp(logits - logits.real.max(-1, keepdims=True))
-    shares: Array = e / e.sum(-1, keepdims=True)
-    return shares
+    return softmax(logits)
 
 
 def gates_of(logits: Array) -> Array:
@@ -265,7 +264,8 @@ class Mixed(PreActivation):
             p_bar = self._by_share(m_bar, self.f)
             p_bar_dot = self._by_share(self._gated_dot(dot, u_bar, u_bar_dot), self.f)
             p_bar_dot = p_bar_dot + self._by_share(m_bar * dot.z, self.df)
-            # J̇(v) = ṗ ∘ (v − ⟨p, v⟩) − p ⟨ṗ, v⟩
+            # J̇(v) = ṗ ∘ (v − ⟨p, v⟩) − p ⟨ṗ, v⟩, which is J̇(v − v_m) since ṗ adds up to 0
+            p_bar = relative_to_largest(self.p, p_bar)
             mixture = self._jacobian(p_bar_dot) + dot.p * (p_bar - _inner(self.p, p_bar))
             mixture = mixture - self.p * _inner(dot.p, p_bar)
         if self.g is not None:
@@ -295,8 +295,7 @@ class Mixed(PreActivation):
     def _jacobian(self, v: Array) -> Array:
         """J(v) for ``v (K,)`` or ``(T, K)``."""
         assert self.p is not None
-        product: Array = self.p * (v - _inner(self.p, v))
-        return product
+        return through_softmax(self.p, v)
 
     @staticmethod
     def _by_share(m_bar: Array, values: Sequence[Array]) -> Array:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array
+from npmeta._validation import Array, as_whole, unmasked
 from npmeta.algorithms import MetaGradient, Scores
 from npmeta.algorithms.base import named
 from npmeta.optimizers import Adam, Optimizer, Schedule, clip_by_global_norm, constant
@@ -175,25 +175,42 @@ def meta_train(
     for name, number in (("outer_lr", outer_lr), ("clip", 1.0 if clip is None else clip)):
         if not 0 < number < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {number}")
-    if meta_batch < 1 or start < 0:
-        raise ValueError(
-            f"meta_batch must be at least 1 and start at least 0, got {meta_batch}, {start}"
-        )
+    for name, number, low in (("meta_batch", meta_batch, 1), ("start", start, 0), ("seed", seed, 0)):
+        as_whole(number, name, low)
+    as_whole(iterations, "iterations", start)
     _check_sampler(tasks)
+    params = named(params)
+    optimizer = Adam() if optimizer is None else optimizer
+    if state is not None:
+        _check_state(optimizer.init(params), state)
     return _steps(
         algorithm,
         tasks,
-        named(params),
+        params,
         iterations,
         meta_batch,
         float(outer_lr),
-        Adam() if optimizer is None else optimizer,
+        optimizer,
         constant() if schedule is None else schedule,
         clip,
         seed,
         state,
         start,
     )
+
+
+def _check_state(expected: Mapping[str, Array], state: Mapping[str, Array]) -> None:
+    """Raise ValueError unless a state is one of these parameters: another shape would broadcast."""
+    if not isinstance(state, Mapping) or set(state) != set(expected):
+        found = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"state must have {', '.join(expected)}; got {found}")
+    for name, array in expected.items():
+        came = unmasked(state[name], name)
+        if (came.shape, came.dtype) != (array.shape, array.dtype):
+            raise ValueError(
+                f"state {name!r} must have shape {array.shape} and dtype {array.dtype}, got "
+                f"{came.shape} and {came.dtype}"
+            )
 
 
 def _steps(
@@ -279,8 +296,8 @@ def evaluate(
         ``(n_tasks, steps + 1)``. Those of a :class:`~npmeta.tasks.Table`, or of any sampler that has
         ``task_names`` and ``names`` as it does, say which task each is.
     """
-    if n_tasks < 1:
-        raise ValueError(f"n_tasks must be at least 1, got {n_tasks}")
+    as_whole(n_tasks, "n_tasks", 1)
+    as_whole(seed, "seed")
     _check_sampler(tasks)
     scores = _scores(algorithm, tasks, named(params), n_tasks, steps, split, seed)
     drawn: Any = tasks

@@ -717,3 +717,53 @@ def test_the_shard_size_is_the_runs(tmp_path, capsys):
     assert "shard_size" not in config.read_text()
     assert main([*new, "--workers", "0"]) == 2
     assert "argument --workers: must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_has_workers_of_its_own(tmp_path):
+    """Parent and child ask at once, each with losses of its own: nobody reads the other's answers."""
+    script = """
+import os, warnings
+import numpy as np
+import npmeta as nm
+from npmeta.parallel import Sharded
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads, which BLAS has
+waves = nm.tasks.Sinusoid(shots=4, queries=6)
+maml = nm.MAML(nm.MLP([1, 12, 1]), inner_lr=0.05)
+params = maml.init(np.random.default_rng(0))
+
+def losses(algorithm, seed):
+    return [algorithm.meta_gradient(params, waves.sample(seed, i, 8)).loss for i in range(60)]
+
+if __name__ == "__main__":
+    with Sharded(maml, 2, workers=2) as sharded:
+        losses(sharded, 0)
+        child = os.fork()
+        own = 1 if child == 0 else 2
+        right = losses(sharded, own) == losses(Sharded(maml, 2), own)
+        if child == 0:
+            sharded.close()
+            os._exit(0 if right else 3)
+        assert os.waitpid(child, 0)[1] == 0
+        assert right
+        assert losses(sharded, 4) == losses(Sharded(maml, 2), 4)  # the child has ended none of ours
+"""
+    (tmp_path / "forks.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "forks.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs a list of mappings")
+def test_a_data_file_is_no_library(tmp_path):
+    data = np.lib.format.open_memmap(tmp_path / "openblas.npy", "w+", float, (1000,))
+    data[:] = 1
+    assert "openblas.npy" in Path("/proc/self/maps").read_text()
+    assert not any("openblas.npy" in path for path in _blas._libraries())
+    # Nor is a library loaded to look into it.
+    assert list(_blas._control(str(tmp_path / "openblas.npy"))) == []

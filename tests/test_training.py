@@ -139,7 +139,7 @@ def test_splits_and_seeds_give_other_tasks():
         for seed in (0, 1)
     }
     assert len(set(scores.values())) == 6
-    with pytest.raises(ValueError, match="n_tasks must be at least 1"):
+    with pytest.raises(ValueError, match="n_tasks must be a whole number of at least 1"):
         nm.evaluate(maml, TASKS, params, n_tasks=0)
     with pytest.raises(ValueError, match="did you mean 'validation'"):
         nm.evaluate(maml, TASKS, params, split="valid")
@@ -162,8 +162,8 @@ def test_numpys_numbers_leave_float32_alone(kind):
         ({"clip": 0.0}, "clip must be positive"),
         ({"outer_lr": -1e-3}, r"outer_lr must be positive and finite, got -0\.001"),
         ({"outer_lr": float("nan")}, "outer_lr must be positive and finite, got nan"),
-        ({"meta_batch": 0}, "meta_batch must be at least 1"),
-        ({"start": -1}, "start at least 0"),
+        ({"meta_batch": 0}, "meta_batch must be a whole number of at least 1"),
+        ({"start": -1}, "start must be a whole number of at least 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused_before_the_first_step(options, message):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, DType, as_parameters, as_whole, check_finite
+from npmeta._validation import Array, DType, as_parameters, as_whole, check_finite, unmasked
 from npmeta.mlp import MLP
 from npmeta.objective import Batch
 from npmeta.weights import total
@@ -47,7 +47,7 @@ def named(params: ArrayLike | MetaParameters) -> MetaParameters:
     if hasattr(params, "support_x"):
         raise ValueError("meta-parameters come first and tasks second, got tasks first")
     if not isinstance(params, Mapping):
-        return {"theta": np.asarray(params)}
+        return {"theta": unmasked(params, "theta")}
     if "theta" not in params:
         raise ValueError(f"meta-parameters must have a 'theta', got {sorted(params)}")
     return params
@@ -109,7 +109,7 @@ class MetaLearner(Protocol):
     algorithm takes no inner steps, ``steps`` changes nothing, and its scores have one column.
     """
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters."""
 
     def meta_gradient(self, params: MetaParameters, tasks: TaskBatch) -> MetaGradient:

@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import losses
-from npmeta._validation import Array, DType, as_dtype, as_features, as_number, as_parameters
+from npmeta._validation import (
+    Array,
+    DType,
+    as_dtype,
+    as_features,
+    as_generator,
+    as_number,
+    as_parameters,
+)
 from npmeta.adaptation import StepSizes
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, all_rows, check_steps, named
 from npmeta.algorithms.maml import MAML
@@ -102,8 +110,9 @@ class SineOracle:
         if loss.targets != "values":
             raise ValueError(f"the targets of waves are values, those of {loss.name} {loss.targets}")
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Nothing: "theta" has no entries."""
+        rng = as_generator(rng)
         return {"theta": np.zeros(0, dtype=dtype)}
 
     @np.errstate(all="ignore")  # what diverges shows in the result

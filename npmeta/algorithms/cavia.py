@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, DType, as_features, as_number, as_whole, check_flag
+from npmeta._validation import Array, DType, as_features, as_generator, as_number, as_whole, check_flag
 from npmeta.algorithms.base import (
     MetaGradient,
     MetaParameters,
@@ -101,8 +101,9 @@ class CAVIA:
         """Inputs of a row, the context not among them."""
         return self.model.widths[0] - self.n_context
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: "theta" ``(P,)``."""
+        rng = as_generator(rng)
         return {"theta": self.model.init(rng, dtype)}
 
     @np.errstate(all="ignore")  # what diverges shows in the result

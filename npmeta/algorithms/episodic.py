@@ -19,7 +19,17 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import losses
 from npmeta._memory import keep_freed_memory
-from npmeta._validation import Array, DType, as_dtype, as_features, as_number, as_parameters, as_whole
+from npmeta._validation import (
+    Array,
+    DType,
+    as_dtype,
+    as_features,
+    as_generator,
+    as_number,
+    as_parameters,
+    as_whole,
+    unmasked,
+)
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, backward, forward
@@ -118,7 +128,7 @@ class Episodic(ABC):
         answered = (query_y @ present[:, :, None]) != 0  # (T, Q, 1)
         outputs = np.where(answered, outputs, 0)
         value, gradient, _ = CLASSES(outputs, np.where(answered, query_y, 1 / query_y.shape[-1]))
-        return value, gradient
+        return value, np.where(answered, gradient, 0)
 
     def class_outputs(self, outputs: Array, support_y: Array) -> Array:
         """Outputs class by class ``(T, Q, N)``: the largest wins."""
@@ -126,8 +136,9 @@ class Episodic(ABC):
 
     # --- what every algorithm does ------------------------------------------------------------------
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: "theta", the embedding's, and what the learner has beside it."""
+        rng = as_generator(rng)
         theta = np.empty(0) if self.model is None else self.model.init(rng, dtype)
         return {name: np.array(a, dtype) for name, a in {"theta": theta, **self.extra()}.items()}
 
@@ -230,7 +241,7 @@ class Episodic(ABC):
             raise ValueError(f"theta must have shape ({n_params},), got {theta.shape}")
         given = {"theta": as_dtype(theta, theta.dtype, "theta")}
         for name, default in self.extra().items():
-            value = np.asarray(params.get(name, default))
+            value = unmasked(params.get(name, default), name)
             if value.shape != default.shape:
                 raise ValueError(f"{name} must have shape {default.shape}, got {value.shape}")
             given[name] = as_dtype(value, theta.dtype, name)
@@ -253,7 +264,7 @@ class Episodic(ABC):
         """N: ``ways``, or the last axis of the targets, or what the largest label makes it."""
         if self.ways is not None:
             return self.ways
-        arrays = [np.asarray(y) for y in targets]
+        arrays = [unmasked(y, "targets") for y in targets]
         if arrays[0].ndim == 3:
             return int(arrays[0].shape[-1])
         if self.criterion.targets != "classes":

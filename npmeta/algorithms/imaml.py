@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, as_number
+from npmeta._validation import Array, as_generator, as_number
 from npmeta.algorithms.base import (
     MetaGradient,
     MetaParameters,
@@ -126,8 +126,9 @@ class IMAML:
             objective = self.model
         object.__setattr__(self, "objective", objective)
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: "theta" ``(P,)``."""
+        rng = as_generator(rng)
         if not isinstance(self.objective, Risk):
             raise ValueError("an objective has no initial parameters; pass your own theta")
         return {"theta": self.objective.init(rng, dtype)}

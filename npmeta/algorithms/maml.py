@@ -13,11 +13,13 @@ from npmeta._memory import keep_freed_memory
 from npmeta._validation import (
     Array,
     DType,
+    as_generator,
     as_number,
     as_parameters,
     check_finite,
     check_flag,
     unknown_name,
+    unmasked,
 )
 from npmeta.adaptation import StepSizes, adapt, inner_loop, pull_back
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
@@ -117,13 +119,15 @@ class MAML:
         kind = "a number of at least 0"
         decay = as_number(self.inner_weight_decay, "inner_weight_decay", kind, lambda w: w >= 0)
         object.__setattr__(self, "inner_weight_decay", decay)
-        inner_lr = np.array(self.inner_lr)  # a copy: what becomes of the caller's is his affair
+        inner_lr = np.array(
+            unmasked(self.inner_lr, "inner_lr")
+        )  # a copy: what becomes of the caller's is his affair
         inner_lr.flags.writeable = False
         object.__setattr__(self, "inner_lr", inner_lr)
         StepSizes(inner_lr, objective, self.inner_steps, np.dtype(np.float64))
         object.__setattr__(self, "objective", objective)
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: "theta", and "inner_lr" if it is learned.
 
         Raises
@@ -131,6 +135,7 @@ class MAML:
         ValueError
             If the model is an objective, which does not say how its parameters begin.
         """
+        rng = as_generator(rng)
         if not isinstance(self.objective, Risk):
             raise ValueError("an objective has no initial parameters; pass your own theta")
         params = {"theta": self.objective.init(rng, dtype)}

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations, losses
-from npmeta._validation import Array, DType, as_features, as_whole
+from npmeta._validation import Array, DType, as_features, as_generator, as_whole, unmasked
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_tasks
 from npmeta.algorithms.episodic import Compared, Episodic, check_model, check_scale
 from npmeta.distances import cosine
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
+from npmeta.softmax import softmax, through_softmax
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
@@ -156,9 +157,10 @@ class MANN(Episodic):
         matrices = {name: np.zeros(shape) for name, shape in shapes.items()}
         return {**matrices, "write_gate": np.array(0.0), "scale": np.array(float(self.scale))}
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: normal weights of variance 1/n_in, zero biases, but 1 for that of
         the forget gate, so that the cell begins by remembering."""
+        rng = as_generator(rng)
         params = super().init(rng, dtype)
         for name in ("controller", "key", "output"):
             W = params[name]
@@ -236,13 +238,12 @@ class MANN(Episodic):
         k = np.tanh(z_k)
 
         least = (np.arange(self.slots) == before.usage.real.argmin(1)[:, None]).astype(e.dtype)
-        w_write = write * before.w + (1 - write) * least
+        w_write = write * before.w + _sigmoid.f(-params["write_gate"]) * least  # 1 − σ(α) = σ(−α)
         kept = (1 - least)[..., None]
         M = kept * before.M + w_write[..., None] * k[:, None]
         distance, to_rows = cosine(k[:, None], M)
         d = distance[:, 0]
-        weights = np.exp(-s * d - (-s * d).real.max(1, keepdims=True))
-        w = weights / weights.sum(1, keepdims=True)
+        w = softmax(-s * d)
         r = (w[:, None] @ M)[:, 0]
         v = np.concatenate([h, r, one], axis=1)
         after = State(h, c, r, w, M, DECAY * before.usage + w + w_write)
@@ -255,7 +256,7 @@ class MANN(Episodic):
 
             w_bar = bar.w + (M @ r_bar[..., None])[..., 0]
             M_bar = bar.M + w[..., None] * r_bar[:, None]
-            score_bar = w * (w_bar - (w * w_bar).sum(1, keepdims=True))
+            score_bar = through_softmax(w, w_bar)
             grads["scale"] -= (score_bar * d).sum()
             k_bar, M_bar_read = to_rows((-s * score_bar)[:, None])
             M_bar = M_bar + M_bar_read
@@ -299,7 +300,7 @@ def in_order(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
     x : array_like, (T, rows, n_in)
     y : array_like, (T, rows, ...)
     """
-    x, y = as_features(x, "support_x"), np.asarray(y)
+    x, y = as_features(x, "support_x"), unmasked(y, "support_y")
     if x.ndim != 3 or y.shape[:2] != x.shape[:2]:
         return x, y  # and be refused where shapes are checked
     rows = (x * np.cos(np.arange(x.shape[-1]))).sum(-1).argsort(1, kind="stable")

@@ -12,7 +12,16 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations
 from npmeta._memory import keep_freed_memory
-from npmeta._validation import Array, DType, as_dtype, as_number, as_parameters, check_flag
+from npmeta._validation import (
+    Array,
+    DType,
+    as_dtype,
+    as_generator,
+    as_number,
+    as_parameters,
+    check_flag,
+    unmasked,
+)
 from npmeta.algorithms.base import (
     MetaGradient,
     MetaParameters,
@@ -167,9 +176,10 @@ class MetaLSTM:
         object.__setattr__(self, "inner_lr", inner_lr)
         object.__setattr__(self, "risk", Risk(self.model, self.loss))
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: gates near ``inner_lr`` and near 1, so that steps are at first those
         of gradient descent."""
+        rng = as_generator(rng)
         params = {"theta": self.model.init(rng, dtype)}
         logits = {"input_gate": math.log(self.inner_lr / (1 - self.inner_lr)), "forget_gate": 5.0}
         for name, logit in logits.items():
@@ -285,7 +295,7 @@ class MetaLSTM:
             raise ValueError(f"theta must have shape ({self.model.n_params},), got {theta.shape}")
         gates = []
         for name in ("input_gate", "forget_gate"):
-            weights = np.asarray(params[name])
+            weights = unmasked(params[name], name)
             if weights.shape != (N_SEEN,):
                 raise ValueError(f"{name} must have shape ({N_SEEN},), got {weights.shape}")
             gates.append(as_dtype(weights, theta.dtype, name))

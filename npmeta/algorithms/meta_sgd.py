@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array
+from npmeta._validation import Array, as_generator
 from npmeta.algorithms.maml import MAML
 
 __all__ = ["MetaSGD"]
@@ -45,8 +45,9 @@ class MetaSGD(MAML):
         object.__setattr__(self, "inner_lr", (low + high) / 2)
         super().__post_init__()
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: "theta" ``(P,)`` and "inner_lr" ``(1, P)``."""
+        rng = as_generator(rng)
         theta = super().init(rng, dtype)["theta"]
         return {
             "theta": theta,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta import activations, losses
-from npmeta._validation import Array
+from npmeta import losses
+from npmeta._validation import Array, as_generator
 from npmeta.algorithms.base import MetaParameters, check_network, named
 from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, through
 from npmeta.mlp import MLP
@@ -80,8 +80,9 @@ class RelationNetwork(Episodic):
             )
         object.__setattr__(self, "module", module)
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: "theta" and "relation"."""
+        rng = as_generator(rng)
         return {"theta": self.model.init(rng, dtype), "relation": self.module.init(rng, dtype)}
 
     def extra(self) -> dict[str, Array]:
@@ -113,7 +114,7 @@ class RelationNetwork(Episodic):
 
     def query_loss(self, outputs: Array, support_y: Array, query_y: Array) -> tuple[Array, Array]:
         """Mean of (σ(g) − [y = k])², and its gradient in g."""
-        sigmoid = activations.get("sigmoid")
-        r = sigmoid.f(outputs)
-        value, r_bar, _ = losses.get("mse")(r, query_y)
-        return value, r_bar * sigmoid.df(outputs, r)
+        # σ(g) − [y = k] with its tails, and σ', are the derivatives of a decision's cross-entropy.
+        _, off, slope = losses.decisions(outputs, query_y)
+        value, off_bar, _ = losses.get("mse")(off, np.zeros_like(query_y))
+        return value, off_bar * slope

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta import activations
+from npmeta import losses
 from npmeta._validation import Array, unknown_name
 from npmeta.algorithms.base import MetaParameters
 from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, check_scale
@@ -111,7 +111,7 @@ class SiameseNetwork(Episodic):
             loss, gradient = contrastive(-outputs, t, float(self.margin))
             gradient = -gradient
         else:
-            loss, gradient = binary_cross_entropy(outputs, t)
+            loss, gradient, _ = losses.decisions(outputs, t)
         weight = 0.5 * (_shares(t) + _shares(1 - t))
         return (weight * loss).sum((1, 2)), weight * gradient
 
@@ -126,12 +126,6 @@ def contrastive(d: Array, t: Array, margin: float) -> tuple[Array, Array]:
     """½ t d² + ½ (1 − t) u² with u = max(0, m − d), pair by pair; its derivative t d − (1 − t) u."""
     u = np.where(d.real < margin, margin - d, 0)
     return (t * d * d + (1 - t) * u * u) / 2, t * d - (1 - t) * u
-
-
-def binary_cross_entropy(o: Array, t: Array) -> tuple[Array, Array]:
-    """log(1 + exp o) − t o, pair by pair, and its derivative σ(o) − t."""
-    softplus, sigmoid = activations.get("softplus"), activations.get("sigmoid")
-    return softplus.f(o) - t * o, sigmoid.f(o) - t
 
 
 def _shares(t: Array) -> Array:

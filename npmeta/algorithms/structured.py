@@ -12,6 +12,7 @@ from npmeta.algorithms.base import MetaGradient
 from npmeta.algorithms.maml import MAML
 from npmeta.mlp import MLP
 from npmeta.objective import Batch
+from npmeta.softmax import log_softmax, through_softmax
 from npmeta.structure import gates_of, shares_of
 
 __all__ = ["StructuredMAML"]
@@ -80,17 +81,15 @@ class StructuredMAML(MAML):
             share = self.gate_pressure / sum(map(len, g))
             for place, gates in zip(places, g, strict=True):
                 penalty += share * float(gates.sum())
-                gradient[place] = share * gates * (1 - gates)
+                gradient[place] = share * gates * gates_of(-theta[place])  # 1 − σ(γ) = σ(−γ)
         if self.mixture_pressure:
             places = self._places("mixture")
             share = self.mixture_pressure / len(places)
             for place in places:
                 p = shares_of(theta[place])
-                below = theta[place] - theta[place].max()
-                log_p = below - np.log(np.exp(below).sum())  # finite where p itself is 0
-                entropy = -(p * log_p).sum()
-                penalty += share * float(entropy)
-                gradient[place] = -share * p * (log_p + entropy)
+                log_p = log_softmax(theta[place])
+                penalty -= share * float((p * log_p).sum())
+                gradient[place] = -share * through_softmax(p, log_p)
         return penalty, gradient
 
     def _places(self, part: str) -> list[slice]:

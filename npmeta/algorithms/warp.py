@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import activations
-from npmeta._validation import Array, as_parameters, check_flag
+from npmeta._validation import Array, as_generator, as_parameters, check_flag
 from npmeta.activations import Activation
 from npmeta.adaptation import StepSizes
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
@@ -123,12 +123,13 @@ class Warp:
         """Whether it is a T-net."""
         return activations.get(self.warp_activation) is activations.IDENTITY
 
-    def init(self, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: "theta", and "inner_lr" if it is learned.
 
         Task layers begin as those of ``model``; linear warp layers as the identity, others at random,
         as in the code of the two papers. So a T-net begins as the network it is made of.
         """
+        rng = as_generator(rng)
         plain = self.model.unpack(self.model.init(rng, dtype))
         theta = self.network.init(rng, dtype)
         layers = self.network.unpack(theta)  # views

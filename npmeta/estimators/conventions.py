@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 import sys
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, check_finite, unknown_name
+from npmeta._validation import Array, check_finite, unknown_name, unmasked
 
 __all__ = ["NotFittedError", "Parameters", "as_column", "as_rows", "column_names", "tags"]
 
@@ -63,7 +64,7 @@ def as_rows(X: ArrayLike) -> Array:
     """Rows of features in float64, checked."""
     if hasattr(X, "tocsr"):
         raise ValueError("sparse X is not supported; pass X.toarray()")
-    rows = np.asarray(X)
+    rows = _with_numbers(unmasked(X, "X"), "X")
     if rows.dtype.kind == "c":
         raise ValueError("Complex data not supported: X must hold real numbers")
     if rows.dtype.kind not in "biufO":
@@ -77,9 +78,20 @@ def as_rows(X: ArrayLike) -> Array:
     return rows
 
 
+def _with_numbers(rows: Array, name: str) -> Array:
+    """The rows, or a ValueError that names the first cell that is no number, such as pandas' NA."""
+    if rows.dtype.kind == "O":
+        for place in np.ndindex(rows.shape):
+            if not isinstance(rows[place], numbers.Real):
+                raise ValueError(
+                    f"{name} must hold real numbers, but {name}{list(place)} is {rows[place]!r}"
+                )
+    return rows
+
+
 def as_column(values: ArrayLike, n_rows: int, name: str) -> Array:
     """One number, or one word, for each row; objects become numbers if that is what they are."""
-    column = np.asarray(values)
+    column = unmasked(values, name)
     if column.shape != (n_rows,):
         raise ValueError(f"{name} must have shape ({n_rows},), one for each row, got {column.shape}")
     if column.dtype.kind == "O":

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._validation import Array, unmasked
 
 __all__ = ["is_array", "is_tensor", "make_like", "to_numpy"]
 
@@ -28,7 +28,7 @@ def to_numpy(array: Any, name: str) -> Array:
         array = array.detach().cpu()
         # NumPy has no bfloat16, and PyTorch refuses to give it one.
         array = array.numpy() if array.element_size() > 2 else array.float().numpy()
-    values = np.asarray(array)
+    values = unmasked(array, name)
     return values.astype(np.float32) if values.dtype.itemsize <= 2 else values
 
 

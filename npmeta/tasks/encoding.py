@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, check_converged, check_finite, unknown_name
+from npmeta._validation import Array, as_array, check_converged, check_finite, unknown_name, unmasked
 
 __all__ = ["Encoding"]
 
@@ -122,7 +122,7 @@ class Encoding:
 
     def encode(self, x: ArrayLike) -> Array:
         """Network inputs for rows of features in the table's units, both ``(..., n_in)``."""
-        rows = np.asarray(x, dtype=np.float64)
+        rows = _as_float64(x, "x")
         if rows.ndim < 1 or rows.shape[-1] != self.n_in:
             raise ValueError(f"x must have shape (..., {self.n_in}), got {rows.shape}")
         check_finite(rows, "x")
@@ -138,11 +138,11 @@ class Encoding:
             If a number is not finite or a class is not one of :attr:`classes`.
         """
         if self.classes is None:
-            numbers = np.asarray(y, dtype=np.float64)
+            numbers = _as_float64(y, "y")
             check_finite(numbers, "y")
             encoded: Array = (numbers[..., None] - self.target_mean) / self.target_std
             return encoded
-        names = np.asarray(y)
+        names = unmasked(y, "y")
         label = {name: i for i, name in enumerate(self.classes)}
         for name in names.flat:
             if str(name) not in label:
@@ -162,7 +162,7 @@ class Encoding:
         DivergedError
             If an output is not finite.
         """
-        o = np.asarray(outputs)
+        o = as_array(outputs, "outputs")
         if o.ndim < 1 or o.shape[-1] != self.n_out:
             raise ValueError(f"outputs must have shape (..., {self.n_out}), got {o.shape}")
         check_converged(o)
@@ -194,6 +194,14 @@ class Encoding:
             if name not in values:
                 raise ValueError(f"an encoding needs the field {name!r}")
         return Encoding(**values)
+
+
+def _as_float64(values: ArrayLike, name: str) -> Array:
+    array = unmasked(values, name)
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as error:  # text, None, pandas' NA
+        raise ValueError(f"{name} must hold real numbers: {error}") from None
 
 
 def _moments(values: Array) -> tuple[Array, Array]:

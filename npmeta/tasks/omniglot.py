@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from npmeta._validation import Array, lookup
+from npmeta._validation import Array, check_flag, lookup
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import PathLike, check_counts, check_fractions, existing
 from npmeta.tasks.drawings import SIDE, load
@@ -104,6 +104,8 @@ class Omniglot:
 
     def __post_init__(self) -> None:
         check_counts(self, ways=2, shots=1, queries=1, split_seed=0)
+        check_flag(self.rotations, "rotations")
+        check_flag(self.align, "align")
         lookup(self.split_by, {"character": 0, "alphabet": 1}, "split_by")
         object.__setattr__(self, "fractions", check_fractions(self.fractions))
         if not (np.isfinite(self.distort) and self.distort >= 0):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array, lookup
+from npmeta._validation import Array, check_flag, lookup
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import PathLike, check_counts, check_fractions, existing
 from npmeta.tasks.columns import Columns, ordered, read_columns
@@ -110,6 +110,7 @@ class Table:
         fractions: Sequence[float] = (0.7, 0.15, 0.15),
         encoding: Encoding | None = None,
     ) -> None:
+        check_flag(standardise, "standardise")
         self._set(path=path, shots=shots, queries=queries, task=task, standardise=standardise)
         self._set(split_seed=split_seed, fractions=check_fractions(fractions))
         check_counts(self, shots=1, queries=1, split_seed=0)

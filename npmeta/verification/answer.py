@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array
+from npmeta._validation import Array, unmasked
 from npmeta.verification.problem import Problem
 
 __all__ = ["as_answer"]
@@ -22,7 +22,7 @@ def as_answer(problem: Problem, gradient: ArrayLike | Mapping[str, ArrayLike]) -
         If its shape, or that of an array in it, does not fit.
     """
     if isinstance(gradient, Mapping):
-        arrays = {name: np.asarray(array) for name, array in gradient.items()}
+        arrays = {name: unmasked(array, name) for name, array in gradient.items()}
         missing = sorted(set(problem.blocks) ^ set(arrays))
         if missing:
             raise ValueError(
@@ -34,7 +34,7 @@ def as_answer(problem: Problem, gradient: ArrayLike | Mapping[str, ArrayLike]) -
                 other = " (transposed?)" if arrays[name].shape == shape[::-1] else ""
                 raise ValueError(f"{name} must have shape {shape}, got {arrays[name].shape}{other}")
         gradient = np.concatenate([arrays[name].reshape(-1) for name in problem.blocks])
-    c = np.asarray(gradient)
+    c = unmasked(gradient, "the gradient")
     if c.dtype.kind in "iu":
         c = c.astype(np.float64)
     if c.dtype not in (np.float32, np.float64):

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array, check_finite
+from npmeta._validation import Array, check_finite, unmasked
 from npmeta.verification.differences import Difference
 
 __all__ = ["SAFETY", "Function", "Layout", "ValueAndGradient", "derivative_bar", "why_wide"]
@@ -36,13 +36,13 @@ class Layout:
     def __init__(self, x: Any) -> None:
         self._kind: Callable[[dict[str, Array]], Any]
         if isinstance(x, Mapping):
-            arrays = {str(name): np.asarray(part) for name, part in x.items()}
+            arrays = {str(name): unmasked(part, str(name)) for name, part in x.items()}
             self._kind = lambda parts: dict(zip(x, parts.values(), strict=True))
         elif isinstance(x, Sequence) and len(x) > 0 and all(np.ndim(part) > 0 for part in x):
-            arrays = {str(i): np.asarray(part) for i, part in enumerate(x)}
+            arrays = {str(i): unmasked(part, f"x[{i}]") for i, part in enumerate(x)}
             self._kind = lambda parts: list(parts.values())
         else:
-            arrays = {"x": np.asarray(x)}
+            arrays = {"x": unmasked(x, "x")}
             self._kind = lambda parts: parts["x"]
         for name, array in arrays.items():
             if array.dtype.kind not in "iuf" or array.size == 0:
@@ -70,11 +70,11 @@ class Layout:
     def flat(self, given: Any, what: str) -> Array:
         """What has the structure of x as a vector. ValueError says where it has another."""
         if isinstance(given, Mapping):
-            parts = {str(name): np.asarray(part) for name, part in given.items()}
+            parts = {str(name): unmasked(part, what) for name, part in given.items()}
         elif len(self._arrays) == 1 and "x" in self._arrays:
-            parts = {"x": np.asarray(given)}
+            parts = {"x": unmasked(given, what)}
         else:
-            parts = {str(i): np.asarray(part) for i, part in enumerate(given)}
+            parts = {str(i): unmasked(part, what) for i, part in enumerate(given)}
         shapes = {name: array.shape for name, array in self._arrays.items()}
         came = {name: part.shape for name, part in parts.items()}
         if came != shapes:  # a (64, 1) for a (64,) would broadcast in silence

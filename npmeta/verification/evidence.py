@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array
+from npmeta._validation import Array, unmasked
 from npmeta.verification.computation import Path, follow
 from npmeta.verification.noise import relative
 from npmeta.verification.problem import Problem
@@ -143,7 +143,7 @@ class Evidence:
 def _numbers(name: str, values: ArrayLike) -> Array:
     """An array of finite numbers."""
     try:
-        array = np.asarray(values)
+        array = unmasked(values, name)
     except ValueError:  # rows of different lengths
         raise ValueError(f"{name} must be one array of numbers, got rows of different sizes") from None
     if array.dtype.kind not in "iuf":

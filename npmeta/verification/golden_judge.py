@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array, unknown_name
+from npmeta._validation import Array, unknown_name, unmasked
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.verification.doctor import diagnose
 from npmeta.verification.golden_cases import SECOND_ORDER
@@ -154,7 +154,7 @@ def iter_check(folder: PathLike, answers: PathLike | Mapping[str, Array]) -> Ite
             raise ValueError(f"answers have names like base/meta_grad.0.weight, got {name!r}")
         if case not in ids:
             raise unknown_name(case, ids, "case")
-        by_case.setdefault(case, {})[rest] = np.asarray(array)
+        by_case.setdefault(case, {})[rest] = unmasked(array, name)
     if not by_case:
         raise ValueError("there are no answers")
     unknown = 0

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array
+from npmeta._validation import Array, unmasked
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
 from npmeta.objective import Objective, Risk
@@ -121,7 +121,7 @@ def check_meta_gradient(
         If a shape does not fit; and as :func:`~npmeta.verification.meta_gradient`.
     """
     given = gradient if isinstance(gradient, Mapping) else {"theta": gradient}
-    candidate = {name: np.asarray(values) for name, values in given.items()}
+    candidate = {name: unmasked(values, name) for name, values in given.items()}
     params = dict(named(params))
     if "inner_lr" in candidate:
         params.setdefault("inner_lr", np.asarray(maml.inner_lr))

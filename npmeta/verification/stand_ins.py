@@ -7,6 +7,7 @@ import numpy as np
 from npmeta._validation import Array
 from npmeta.activations import Activation
 from npmeta.losses import Loss, LossAt
+from npmeta.softmax import relative_to_largest, softmax, through_softmax
 
 __all__ = ["GELU_BY_TANH", "SOFTMAX_TWICE"]
 
@@ -30,33 +31,22 @@ GELU_BY_TANH = Activation(
 )
 
 
-def _softmax(o: Array) -> Array:
-    e = np.exp(o - o.max(-1, keepdims=True))
-    share: Array = e / e.sum(-1, keepdims=True)
-    return share
-
-
-def _through_softmax(p: Array, u: Array) -> Array:
-    """(diag(p) − p pᵀ) u."""
-    through: Array = p * (u - (p * u).sum(-1, keepdims=True))
-    return through
-
-
 def _softmax_twice(o: Array, y: Array) -> LossAt:
     """Cross-entropy of probabilities that are taken for logits: −Σ y log softmax(p), p = softmax(o)."""
     rows = o.shape[-2]
-    p = _softmax(o)
-    u = _softmax(p)
+    p = softmax(o)
+    u = softmax(p)
     g = (u - y) / rows
 
     def hessian_product(o_dot: Array) -> Array:
-        p_dot = _through_softmax(p, o_dot)
-        g_dot = _through_softmax(u, p_dot) / rows
-        moved = p_dot * (g - (p * g).sum(-1, keepdims=True)) - p * (p_dot * g).sum(-1, keepdims=True)
-        product: Array = moved + _through_softmax(p, g_dot)
+        p_dot = through_softmax(p, o_dot)
+        g_dot = through_softmax(u, p_dot) / rows
+        v = relative_to_largest(p, g)
+        moved = p_dot * (v - (p * v).sum(-1, keepdims=True)) - p * (p_dot * v).sum(-1, keepdims=True)
+        product: Array = moved + through_softmax(p, g_dot)
         return product
 
-    return LossAt(-(y * np.log(u)).sum(-1).mean(-1), _through_softmax(p, g), hessian_product)
+    return LossAt(-(y * np.log(u)).sum(-1).mean(-1), through_softmax(p, g), hessian_product)
 
 
 SOFTMAX_TWICE = Loss("softmax, then cross_entropy", _softmax_twice, "classes", soft=True)
