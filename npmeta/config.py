@@ -106,10 +106,12 @@ class Config:
             If the file is missing, is not TOML, or has an option in a section that is not its own.
         """
         try:
-            parsed = _toml().loads(path.read_text(encoding="utf-8"))
+            if path.exists() and not path.is_file():
+                raise ValueError("a regular file is expected")
+            parsed = _toml().loads(path.read_text(encoding="utf-8-sig"))  # editors write marks
         except FileNotFoundError:
             raise ValueError(f"no such file: {path}") from None
-        except (UnicodeDecodeError, ValueError) as error:
+        except (UnicodeDecodeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from None
         sections = {option.name: option.section for option in OPTIONS}
         task = parsed.pop("task", None)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, process
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 from weakref import WeakSet
 
 import numpy as np
@@ -37,7 +37,7 @@ from npmeta._validation import Array
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["Crew", "Outcome", "Work", "pickled", "portable"]
+__all__ = ["Crew", "Outcome", "Work", "begins_anew_in_forks", "pickled", "portable"]
 
 #: What a job gives: arrays with the names, shapes and dtypes of the parameters, and something small.
 Outcome: TypeAlias = tuple[Mapping[str, Array], Any]
@@ -295,6 +295,34 @@ _clock = (
 )
 
 
+# --- in a fork of the parent ----------------------------------------------------------------------
+
+
+class _BeginsAnew(Protocol):
+    def begin_anew(self) -> None: ...
+
+
+_begin_anew: WeakSet[_BeginsAnew] = WeakSet()
+
+
+def begins_anew_in_forks(owner: _BeginsAnew) -> None:
+    """Have ``owner.begin_anew()`` called first of all in every process that is forked from this one.
+
+    Two processes at one end of a pipe would each read the other's answers, and a thread that held a
+    lock is not there to release it.
+    """
+    _begin_anew.add(owner)
+
+
+def _in_fork() -> None:
+    for owner in _begin_anew:
+        owner.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_fork)
+
+
 # --- in the parent --------------------------------------------------------------------------------
 
 
@@ -387,10 +415,11 @@ class Crew:
     def __init__(self, n_workers: int) -> None:
         self.n_workers = n_workers
         self._members: list[_Member] = []
-        self._begin()
-        _CREWS.add(self)
+        self.begin_anew()
+        begins_anew_in_forks(self)
 
-    def _begin(self) -> None:
+    def begin_anew(self) -> None:
+        """With no worker of its own; those that there are belong to the parent of this fork."""
         for member in self._members:
             member.disown()
         self._members = []
@@ -585,17 +614,3 @@ class Crew:
                 f"{len(self._deaths)} worker processes died in one call ({', '.join(self._deaths)}); "
                 f"signal 9 is what a system short of memory sends"
             )
-
-
-#: Those of this process.
-_CREWS: WeakSet[Crew] = WeakSet()
-
-
-def _begin_anew() -> None:
-    """In a fork: answers to two processes through one pipe would go to whoever reads first."""
-    for crew in _CREWS:
-        crew._begin()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)

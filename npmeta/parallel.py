@@ -15,6 +15,7 @@ shard of tasks is five numbers. The algorithm and the sampler go to every worker
 
 from __future__ import annotations
 
+import os
 import pickle
 import statistics
 import threading
@@ -34,7 +35,7 @@ from npmeta._blas import can_be_one_thread, one_thread
 from npmeta._validation import Array
 from npmeta.algorithms import MetaGradient, Scores
 from npmeta.algorithms.base import named
-from npmeta.crew import Crew, Outcome, pickled, portable
+from npmeta.crew import Crew, Outcome, begins_anew_in_forks, pickled, portable
 from npmeta.tasks import TaskBatch
 from npmeta.training import Algorithm, Sampler
 
@@ -209,6 +210,7 @@ class Sharded:
     A :class:`~npmeta.TaskBatch` goes to the workers once, as long as the same object is passed; do not
     write into its arrays. A worker that dies is replaced, and its shards are computed again. An error
     in a worker is raised here as itself. Threads may use one of these: their calls wait for each other.
+    A process that is forked from this one starts workers of its own; an executor does not go along.
 
     Examples
     --------
@@ -243,6 +245,11 @@ class Sharded:
         self._runner: _Own | _Foreign = _Own(self.workers) if executor is None else _Foreign(executor)
         self._work: _Work | None = None
         self._source: Sampler | TaskBatch | None = None
+        self.begin_anew()
+        begins_anew_in_forks(self)
+
+    def begin_anew(self) -> None:
+        """In a process that was forked: nobody is in the middle of a call."""
         self._lock = threading.Lock()  # what outcomes hold, the workers' next call overwrites
 
     def meta_gradient(
@@ -380,12 +387,18 @@ class _Foreign:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
+        self._process = os.getpid()
         self._work: _Work | None = None
         self._key, self._data = "", b""
 
     def __call__(
         self, work: _Work, params: Mapping[str, Array], jobs: Sequence[_Job], *, gradients: bool
     ) -> Sequence[Outcome]:
+        if os.getpid() != self._process:  # where its threads are not, and it would wait for ever
+            raise RuntimeError(
+                f"{self} belongs to the process that this one was forked from; make an executor and a "
+                f"Sharded of this process's own"
+            )
         if work is not self._work:
             self.close()
             self._work, self._key, self._data = work, uuid.uuid4().hex, b""

@@ -200,3 +200,16 @@ def test_what_does_not_fit_is_refused(options, message):
         IMAML(nm.MLP([1, 4, 1], norm="batch", adapt_norm=False))
     with pytest.raises(ValueError, match="an objective brings its own loss"):
         IMAML(nm.Quadratic(3), "mse")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(float, 1e-200), (float, 1e200), (np.float32, 1e-30), (float, 0)]
+)
+def test_solves_of_any_size_of_right_hand_side(dtype, size):
+    A = np.array([[2.0, 0.5], [0.5, 1.0]], dtype)
+    b = np.array([[1.0, -3.0], [0.25, 4.0]]).astype(dtype) * dtype(size)
+    x, steps, residual = conjugate_gradients(lambda v: v @ A, b, 1e-6, 5)
+    # Two directions of two are all of them; what is left are some roundings.
+    np.testing.assert_allclose(x, np.linalg.solve(A, b.T).T, rtol=32 * np.finfo(dtype).eps)
+    assert (steps == (2 if size else 0)).all()
+    assert np.isfinite(residual).all()

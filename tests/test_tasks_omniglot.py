@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npmeta as nm
+from npmeta.config import Config
 from npmeta.tasks import Omniglot, drawings, read_image
 from npmeta.tasks.checks import check_fractions
 from npmeta.tasks.draws import SPLITS, distinct, split_up
@@ -936,3 +937,35 @@ def test_matching_of_pixels_gets_about_what_others_got(real):
         tasks = Omniglot(real, shots=shots, split_by="alphabet")
         share = nm.evaluate(pixels, tasks, params, n_tasks=200).mean("accuracy")[0]
         assert low < share < high
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\nshowpage\n%%EOF\n"
+
+
+def test_what_is_called_png_and_is_another_format_starts_no_program(tmp_path, monkeypatch):
+    def started(*args, **options):
+        raise AssertionError(f"a program was started: {args}")
+
+    monkeypatch.setattr("subprocess.Popen", started)
+    file = tmp_path / "images_background" / "A" / "character01" / "0001_01.png"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(EPS)
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        read_image(file)
+    with pytest.raises(ValueError, match=r"0001_01\.png in .* cannot be read as an image"):
+        Omniglot(tmp_path)
+
+
+def test_the_size_of_an_image_is_looked_at_before_its_pixels(tmp_path):
+    Image.new("1", (5000, 3)).save(tmp_path / "wide.png")
+    with pytest.raises(ValueError, match=r"wide\.png cannot be read as an image: \(5000, 3\) pixels"):
+        read_image(tmp_path / "wide.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_what_has_no_end_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        for read in (Omniglot, read_image, nm.tasks.Table, Config.read_toml):
+            with pytest.raises(ValueError, match="a regular file"):
+                read(Path(path))

@@ -290,6 +290,10 @@ def conjugate_gradients(
     residual : ndarray, (T,)
         ‖A x − b‖ / ‖b‖ as the recursion has it.
     """
+    # Linear in b, so b goes in as of size 1: a power of two costs no rounding, and squares neither
+    # vanish nor overflow.
+    _, exponent = np.frexp(np.abs(b).max(-1, keepdims=True, initial=0))
+    b = np.ldexp(b, -exponent)
     x, r, p = np.zeros_like(b), b, b
     squared = np.einsum("tp,tp->t", b, b)
     scale = np.where(squared > 0, squared, 1)
@@ -309,4 +313,4 @@ def conjugate_gradients(
         before, squared = squared, np.where(active, np.einsum("tp,tp->t", r, r), squared)
         p = np.where(active[:, None], r + (squared / np.where(active, before, 1))[:, None] * p, p)
         steps = steps + active
-    return x, steps, np.sqrt(squared / scale)
+    return np.ldexp(x, exponent), steps, np.sqrt(squared / scale)

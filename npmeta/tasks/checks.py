@@ -15,10 +15,12 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def existing(path: PathLike) -> Path:
-    """The path, with ~ expanded, or a ValueError if nothing is there."""
+    """The path, with ~ expanded; ValueError if nothing is there, or a device or pipe without an end."""
     found = Path(path).expanduser()
     if not found.exists():
         raise ValueError(f"no such file or folder: {found}")
+    if not (found.is_file() or found.is_dir()):
+        raise ValueError(f"{found} is a device or a pipe; a regular file or a folder is expected")
     return found
 
 

@@ -23,6 +23,9 @@ __all__ = ["SIDE", "load", "read_image"]
 #: Side of the resized images.
 SIDE = 28
 
+#: Pixels of a side of an image at most. Its size stands in its header, and is looked at first.
+LARGEST_SIDE = 4096
+
 #: Of one drawing, relative to the folder or inside the zip; the top folder may be missing.
 LAYOUT = "images_background/<Alphabet>/character<NN>/<id>_<drawer>.png"
 _DRAWING = re.compile(r"(?:[^/]+/)?([^/]+)/(character\d+)/(\d+_\d+\.png)", re.IGNORECASE)
@@ -39,7 +42,7 @@ def read_image(path: PathLike, align: bool = False) -> Array:
     Parameters
     ----------
     path : path-like
-        A PNG, or any other image pillow can read.
+        A PNG or a JPEG, of 4096 pixels a side at most.
     align : bool
         As of the Omniglot that the network was trained on.
 
@@ -149,15 +152,14 @@ def _decode_all(drawings: dict[Key, bytes], path: Path) -> tuple[Array, tuple[st
         gray = _decode(BytesIO(data), f"{name}/{file} in {path}")
         if gray.shape[0] != gray.shape[1]:
             raise ValueError(f"{name}/{file} in {path} must be square, got {gray.shape}")
-        by_character.setdefault(name, []).append(255 - gray)
+        by_character.setdefault(name, []).append(_resize(255 - gray))
     count = max(map(len, by_character.values()))
     for name, images in by_character.items():
         if len(images) != count:
             raise ValueError(
                 f"{path} is not complete: {name} has {len(images)} drawings, others have {count}"
             )
-    resized = [[_resize(ink) for ink in images] for images in by_character.values()]
-    return np.array(resized), tuple(by_character)
+    return np.array(list(by_character.values())), tuple(by_character)
 
 
 def _decode(file: Path | BytesIO, name: str) -> Array:
@@ -167,7 +169,10 @@ def _decode(file: Path | BytesIO, name: str) -> Array:
     except ImportError:
         raise ImportError("reading images needs pillow: pip install 'npmeta[images]'") from None
     try:
-        with Image.open(file) as image:
+        # Other formats are other programs: pillow would hand EPS to Ghostscript, whatever its name.
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
+            if max(image.size) > LARGEST_SIDE:
+                raise ValueError(f"{image.size} pixels, where {LARGEST_SIDE} a side are the most")
             if image.mode.startswith("I"):  # 16 bits, which conversion to 8 would clip
                 return np.rint(np.asarray(image, dtype=np.float64) / 257)
             if "A" in image.getbands() or "transparency" in image.info:
