@@ -1,7 +1,5 @@
 """``python -m npmeta``."""
 
-import sys
+from npmeta.cli import command
 
-from npmeta.cli import main
-
-sys.exit(main())
+command()

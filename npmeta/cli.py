@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from npmeta import __version__
+from npmeta import __version__, _signals
+from npmeta._output import Lasting, lasting_streams, one_line
 from npmeta._validation import DivergedError, unknown_name
 from npmeta.config import Config
 from npmeta.options import PRESETS, SIZES, TASKS, Option, preset
@@ -350,39 +353,75 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command. Streams, signals and warnings are as they were when it returns.
 
     Returns
     -------
     int
         0 if all went well; 1 if training met a loss that is not finite, a task of a test or the rows to
         be predicted diverged, a check failed, or the doctor or ``golden check`` did not find an answer
-        right; 2 if the command or its input is wrong; 130
-        after Ctrl-C or, in training, a request to terminate.
+        right; 2 if the command or its input is wrong, or its output was lost, but not because a reader
+        left early; 128 + n after signal n: 130 after Ctrl-C, 143 after a request to terminate, 129 when
+        the terminal is gone.
     """
-    warnings.showwarning = _show_warning
+    with lasting_streams() as out, _signals.raised() as came, _warnings_in_one_line():
+        try:
+            try:
+                status = _run(argv)
+            finally:
+                out.flush()
+        except BrokenPipeError:  # of a file that was named: its reader has seen enough
+            status = 0
+        except SystemExit as end:  # after --help or --version
+            status = int(end.code or 0)
+        except KeyboardInterrupt as stop:
+            came.append(_signals.number_of(stop))
+        except (ValueError, ImportError, OSError, MemoryError, OverflowError, RecursionError) as error:
+            if os.environ.get("NPMETA_TRACEBACK"):
+                raise
+            status = 2
+            if not came:
+                _say_error(error)
+        except DivergedError as error:
+            status = 1
+            _say(f"npmeta: {one_line(error)}")
+        if came:  # also where an import that it broke off has made another error of it
+            _say(f"npmeta: {_signals.asked_to_end(came[-1])}")
+            return 128 + came[-1]
+        if out.lost is not None:
+            _say(f"npmeta: error: standard output is not complete: {out.lost}")
+            return 2
+    return status
+
+
+def command() -> NoReturn:
+    """The program: main, and the end of the process."""
     try:
-        return _run(argv)
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the flush when Python ends
-        return 0
-    except (ValueError, ImportError, OSError, MemoryError, OverflowError, RecursionError) as error:
-        if os.environ.get("NPMETA_TRACEBACK"):
-            raise
-        kind = "" if isinstance(error, ValueError | ImportError | OSError) else type(error).__name__
-        print(f"npmeta: error: {_one_line(f'{kind} {error}')}", file=sys.stderr)
-        return 2
-    except DivergedError as error:
-        print(f"npmeta: {_one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("npmeta: interrupted", file=sys.stderr)
-        return 130
+        status = main()
+        # All is done and said, and while Python ends an interrupt would only be a traceback.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except KeyboardInterrupt:  # between the end of the one and the beginning of the other
+        status = 130
+    sys.exit(status)
 
 
-def _show_warning(message: Warning | str, *where: Any, **also: Any) -> None:
-    print(f"npmeta: warning: {_one_line(message)}", file=sys.stderr)
+def _say(message: str) -> None:
+    print(message, file=Lasting(sys.stderr), flush=True)
 
 
-def _one_line(error: BaseException | str) -> str:
-    return " ".join(str(error).split())
+def _say_error(error: Exception) -> None:
+    kind = "" if isinstance(error, ValueError | ImportError | OSError) else f"{type(error).__name__} "
+    _say(f"npmeta: error: {one_line(f'{kind}{error}')}")
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    def show(message: Warning | str, *where: Any, **also: Any) -> None:
+        _say(f"npmeta: warning: {one_line(message)}")
+
+    before, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

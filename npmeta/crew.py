@@ -18,13 +18,14 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context, process
+from multiprocessing import current_process, get_context, process
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 from weakref import WeakSet
@@ -48,7 +49,8 @@ Work: TypeAlias = Callable[[Mapping[str, Array], Any], Outcome]
 #: What came of jobs, and the seconds they took: what a worker answers.
 _Answer: TypeAlias = tuple[list[tuple[Any, ...]], float]
 
-#: Deaths in one call after which it is given up.
+#: Deaths in one call after which it is given up; as many as there are workers, a request to terminate
+#: that goes to all processes may cost.
 MOST_DEATHS = 3
 
 #: Where an array may begin in shared memory: a multiple of a cache line.
@@ -59,6 +61,9 @@ ALIGNMENT = 64
 ENVIRONMENT = ONE_THREAD | dict.fromkeys(
     ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**30)
 )
+
+#: Ctrl-C and a closed terminal reach all processes at once: what becomes of them, the parent decides.
+NOT_FOR_WORKERS = {signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])}
 
 #: Seconds that an idle worker has to end by itself.
 PATIENCE = 2.0
@@ -191,7 +196,8 @@ class _Exchange:
 
 def _serve(connection: Connection) -> None:
     """What a worker does until the parent closes its end of the pipe, or is no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    for number in NOT_FOR_WORKERS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     hands = _Hands(connection)
     with suppress(EOFError, OSError):
@@ -330,6 +336,7 @@ class _Member:
     """A worker, seen from the parent."""
 
     def __init__(self) -> None:
+        _check_that_workers_can_begin()
         context = get_context("spawn")  # a fork would inherit the locks of BLAS threads
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="npmeta", daemon=True)
@@ -374,9 +381,26 @@ class _Member:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
+def _check_that_workers_can_begin() -> None:
+    """Raise RuntimeError, with what to do, where they cannot."""
+    if current_process().daemon:
+        raise RuntimeError(
+            "this process is a daemon, as those of multiprocessing.Pool are, and may have no worker "
+            "processes: leave out workers here, or use concurrent.futures.ProcessPoolExecutor, whose "
+            "processes may"
+        )
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is None and file is not None and not os.path.exists(file):
+        raise RuntimeError(
+            f"worker processes import the script, and {file} is no file that they could: save the "
+            f"script and run it by its name, or leave out workers"
+        )
+
+
 @contextmanager
 def _as_workers_begin() -> Iterator[None]:
-    """What a worker inherits: an environment, and no ear for Ctrl-C, which is for the parent."""
+    """What a worker inherits: an environment, and no ear for what is for the parent."""
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     mask = getattr(signal, "pthread_sigmask", None)
@@ -384,7 +408,7 @@ def _as_workers_begin() -> Iterator[None]:
         from multiprocessing import resource_tracker
 
         resource_tracker.ensure_running()  # begun with the first worker, it would clear the mask
-        blocked = mask(signal.SIG_BLOCK, {signal.SIGINT})
+        blocked = mask(signal.SIG_BLOCK, NOT_FOR_WORKERS)
     try:
         yield
     finally:
@@ -609,7 +633,7 @@ class Crew:
                 f"the script: what it does must be under if __name__ == '__main__'"
             )
         self._deaths.append(how)
-        if len(self._deaths) > MOST_DEATHS:
+        if len(self._deaths) > max(MOST_DEATHS, self.n_workers):
             raise RuntimeError(
                 f"{len(self._deaths)} worker processes died in one call ({', '.join(self._deaths)}); "
                 f"signal 9 is what a system short of memory sends"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,14 +32,31 @@ INK, BEFORE, MIDDLE, AFTER, POINT = "#222222", "#9aa5b1", "#f0a202", "#1d70b8", 
 def _figure(*grid: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
     """A figure and its axes, without pyplot and so without a window system or global state."""
     try:
-        from matplotlib.figure import Figure
+        figure_class = _figure_class()
     except ImportError:
         raise ImportError("pictures need matplotlib: pip install 'npmeta[plot]'") from None
-    figure = Figure(figsize=size, layout="constrained")
+    figure = figure_class(figsize=size, layout="constrained")
     axes = figure.subplots(*grid, **options)
     for ax in np.atleast_1d(axes).flat:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _figure_class() -> type[Figure]:
+    """matplotlib's, whatever MPLBACKEND says: one that is not known here would refuse the import."""
+    try:
+        from matplotlib.figure import Figure
+    except ValueError:
+        backend = os.environ.pop("MPLBACKEND", None)
+        if backend is None:
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+            del sys.modules[name]  # half of it
+        try:
+            from matplotlib.figure import Figure
+        finally:
+            os.environ["MPLBACKEND"] = backend
+    return Figure
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any, TextIO
 
+from npmeta._output import Lasting
+
 __all__ = ["Progress"]
 
 #: Share of its old value that the displayed loss keeps in each iteration.
@@ -17,7 +19,7 @@ LINE_SECONDS, LINE_SHARE = 30.0, 0.1
 
 
 class Progress:
-    """Shows loss, rate and time left.
+    """Shows loss, rate and time left; that nobody can see it any more ends nothing.
 
     Parameters
     ----------
@@ -31,7 +33,7 @@ class Progress:
 
     def __init__(self, total: int, start: int = 0, stream: TextIO | None = None) -> None:
         self.total, self.start = total, start
-        self.stream = sys.stderr if stream is None else stream
+        self.stream = Lasting(sys.stderr if stream is None else stream)
         self.loss: float | None = None
         self._began = self._last_line = time.monotonic()
         self._next_share = self._share_after(start)

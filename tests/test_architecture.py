@@ -17,6 +17,8 @@ import npmeta
 STANDS_ON = {
     "_validation": [],
     "_files": [],
+    "_output": [],
+    "_signals": [],
     "_memory": [],
     "_blas": [],
     "activations": ["_validation"],
@@ -45,7 +47,7 @@ STANDS_ON = {
     "options": ["activations", "distances", "losses", "normalisation", "optimizers"],
     "registry": ["algorithms", "options"],
     "config": ["registry", "optimizers", "tasks"],
-    "progress": [],
+    "progress": ["_output"],
     "runs": ["_files", "config"],
     "plots": ["found_structure"],
     "predictions": ["runs", "training"],
@@ -53,6 +55,7 @@ STANDS_ON = {
     "reports": ["algorithms", "runs"],
     "commands": [
         "reports",
+        "_signals",
         "interop",
         "parallel",
         "plots",

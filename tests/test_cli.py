@@ -125,7 +125,7 @@ def test_the_recorded_configuration_makes_the_run_again(trained, tmp_path):
     assert final_state(tmp_path / "again") == final_state(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_bit_for_bit(trained, tmp_path, number):
     whole, _, _ = trained
     folder = tmp_path / "run"
@@ -137,7 +137,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(trained, tmp_path, number):
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
-        assert process.returncode == 130
+        assert process.returncode == 128 + number
         assert f"to go on: npmeta train --resume {folder}" in err
         assert "Traceback" not in err
     assert Run(folder).load().iteration < 251
@@ -196,8 +196,9 @@ def test_an_interrupted_report_can_be_made_good(tmp_path, number):
     new = ["sinusoid", *QUICK, "--iterations", "4", "--out", str(folder)]
     for words in (new, ["--resume", str(folder), "--iterations", "6"]):
         process = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60)
-        assert process.returncode == 130, process.stderr
-        assert process.stderr.splitlines()[-1] == "npmeta: interrupted"
+        assert process.returncode == 128 + getattr(signal, number), process.stderr
+        by = "" if number == "SIGINT" else f" by {number}"
+        assert process.stderr.splitlines()[-1] == f"npmeta: interrupted{by}"
         assert not (folder / "evaluation.json").exists()
         out, _ = npmeta_run("train", "--resume", folder)
         assert out.startswith("20 test tasks")
@@ -228,15 +229,15 @@ def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch, capsys):
     assert main([*words, str(tmp_path / "once")]) == 130
     assert Run(tmp_path / "once").load().iteration == 5
     monkeypatch.setattr(train, "meta_train", signals_after(5, signal.SIGINT, signal.SIGTERM))
-    assert main([*words, str(tmp_path / "twice")]) == 130
+    assert main([*words, str(tmp_path / "twice")]) == 143
     assert Run(tmp_path / "twice").load().iteration == 0
-    assert capsys.readouterr().err.splitlines()[-1] == "npmeta: interrupted"
+    assert capsys.readouterr().err.splitlines()[-1] == "npmeta: interrupted by SIGTERM"
 
 
 def test_an_interrupt_in_the_last_iteration_leaves_out_the_report(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     monkeypatch.setattr(train, "meta_train", signals_after(9, signal.SIGTERM))
-    assert main(["train", "sinusoid", *QUICK, "--iterations", "9", "--out", str(folder)]) == 130
+    assert main(["train", "sinusoid", *QUICK, "--iterations", "9", "--out", str(folder)]) == 143
     assert "stopped after iteration 9 of 9" in capsys.readouterr().err
     assert not (folder / "evaluation.json").exists()
     assert main(["train", "--resume", str(folder)]) == 0

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from npmeta._files import write_atomically
+from npmeta._output import one_line
 from npmeta._validation import Array
 from npmeta.algorithms import Scores, StructuredMAML
 from npmeta.algorithms.base import MetaLearner
-from npmeta.commands.words import check_picture, say
+from npmeta.commands.words import check_picture, data, say
 from npmeta.config import Config, TaskDistribution
 from npmeta.found_structure import structure_report
 from npmeta.parallel import Sharded
@@ -63,7 +64,7 @@ def evaluate_run(
         print(text)
         return status
     # Flushed, so that it comes first if the other file is standard output too.
-    where = split if data is None else Path(data).name
+    where = split if data is None else one_line(Path(data).name)
     table = score_table(scored, config.loss_name, where, inner_steps=config.inner_steps)
     print(table, flush=True)
     if json_file:
@@ -120,7 +121,7 @@ def adapt_run(folder: Path, *, support: Path, query: Path, steps: int | None, ou
     if run.config["norm"] == "batch":
         say(f"batch normalisation: each prediction depends on all rows of {query}")
     if out is None:
-        print(text, end="")
+        data(text)
     else:
         write_atomically(out, text)
     return 0

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from npmeta import optimizers
+from npmeta import _signals, optimizers
 from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.algorithms.base import MetaLearner
@@ -147,12 +145,9 @@ def _train(
     n_params = sum(array.size for array in start.params.values())
     counted = f"{n_params} meta-parameter{'s' * (n_params != 1)}"
     say(f"{config.task}: {config['algorithm']}, {counted}, in {run.folder}")
-    with (
-        _handling(signal.default_int_handler, signal.SIGTERM),
-        _sharded(config, algorithm, workers) as sharded,
-    ):
+    with _sharded(config, algorithm, workers) as sharded:
         try:
-            with _interrupts() as interrupted:
+            with _signals.noted() as interrupted:
                 checkpoint = _iterate(run, tasks, sharded, start, interrupted)
         except NonFiniteError as error:
             say(f"npmeta: training stopped: {error}; the newest checkpoint is {run.checkpoints()[-1]}")
@@ -162,7 +157,7 @@ def _train(
                 f"stopped after iteration {checkpoint.iteration} of {config['iterations']}; "
                 f"to go on: npmeta train --resume {run.folder}"
             )
-            return 130
+            return 128 + interrupted[0]
         return _report(run, tasks, algorithm, sharded, checkpoint.params)
 
 
@@ -244,36 +239,6 @@ def _validate(
     if scored.accuracy is not None:
         row["validation_accuracy"] = float(scored.mean("accuracy")[-1])
     return row
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C or a request to terminate has come.
-
-    The iteration under way ends first. A second Ctrl-C interrupts at once.
-    """
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    with _handling(note, signal.SIGINT, signal.SIGTERM):
-        yield came
-
-
-@contextmanager
-def _handling(
-    handler: Callable[[int, FrameType | None], Any], *numbers: signal.Signals
-) -> Iterator[None]:
-    """Signals of these numbers go to a handler."""
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler_before in before.items():
-            signal.signal(number, handler_before)
 
 
 def _report(

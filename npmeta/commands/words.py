@@ -5,12 +5,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["check_picture", "say"]
+from npmeta._output import Lasting, one_line
+
+__all__ = ["check_picture", "data", "say"]
 
 
 def say(message: str) -> None:
-    """A sentence beside the output proper."""
-    print(message, file=sys.stderr, flush=True)
+    """A sentence beside the output proper. That nobody can read it is no reason to end."""
+    print(one_line(message), file=Lasting(sys.stderr), flush=True)
+
+
+def data(text: str) -> None:
+    """Somebody's data to standard output: as it is, unless it is shown on a terminal."""
+    out = sys.stdout
+    if isinstance(out, Lasting) and not out.isatty():
+        out.write_data(text)
+    else:
+        print(text, end="")
 
 
 def check_picture(picture: Path | None) -> None:
