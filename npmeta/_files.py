@@ -41,8 +41,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with suppress(FileNotFoundError):
             os.chmod(temporary, path.stat().st_mode & 0o7777)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # those of write and fsync name no file
+            error.filename, error.filename2 = str(path), None
         raise
     _sync_folder(path.parent)
 

@@ -40,6 +40,9 @@ DType: TypeAlias = np.dtype[Any]
 
 Entry = TypeVar("Entry")
 
+#: How alike a name must be to be suggested, from 0 to 1: a slip of the fingers is, another word is not.
+NEAR = 0.55
+
 #: Letters of a value that an error message shows.
 LONGEST_SHOWN = 100
 
@@ -50,7 +53,7 @@ MOST_LISTED = 16
 def unknown_name(name: object, known: list[str], kind: str) -> ValueError:
     """The error for a name that is not known, with the nearest one that is."""
     by_lower_case = {entry.lower(): entry for entry in known}
-    near = get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.4)
+    near = get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=NEAR)
     hint = f" (did you mean {by_lower_case[near[0]]!r}?)" if near else ""
     listed = ", ".join(known[:MOST_LISTED]) + (", ..." if len(known) > MOST_LISTED else "")
     return ValueError(f"unknown {kind} {name!r}{hint}; known: {listed}")

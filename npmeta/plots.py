@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npmeta import found_structure
+from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.algorithms import Scores
 from npmeta.algorithms.base import MetaLearner
@@ -60,8 +62,10 @@ def _figure_class() -> type[Figure]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG."""
-    figure.savefig(path, dpi=130)
+    """Write a figure as PNG, whole or not at all: what is there stays until all of it is drawn."""
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=130, format="png")
+    write_atomically(Path(path), drawn.getvalue())
     return path
 
 

@@ -49,7 +49,7 @@ STANDS_ON = {
     "config": ["registry", "optimizers", "tasks"],
     "progress": ["_output"],
     "runs": ["_files", "config"],
-    "plots": ["found_structure"],
+    "plots": ["_files", "found_structure"],
     "predictions": ["runs", "training"],
     "estimators": ["config", "training"],
     "reports": ["algorithms", "runs"],

@@ -21,7 +21,7 @@ from npmeta.runs import Run
 from npmeta.tasks import Encoding, Omniglot, Sinusoid
 from npmeta.training import Algorithm, evaluate
 
-__all__ = ["adapt_run", "draw", "evaluate_run", "plot_run", "score", "show_structure"]
+__all__ = ["adapt_run", "draw", "evaluate_run", "pictures", "plot_run", "score", "show_structure"]
 
 
 def evaluate_run(
@@ -140,6 +140,12 @@ def plot_run(folder: Path, out: Path | None) -> int:
     ):
         print(path)
     return 0
+
+
+def pictures(config: Config) -> list[str]:
+    """The names of the files that :func:`draw` makes."""
+    of_task = {"sinusoid": ["waves.png"], "omniglot": ["drawings.png"]}.get(config.task, [])
+    return [*(["scores.png"] if config.inner_steps else []), *of_task, "curves.png"]
 
 
 def draw(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from npmeta import _signals, optimizers
 from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.algorithms.base import MetaLearner
-from npmeta.commands.results import draw, score
+from npmeta.commands.results import draw, pictures, score
 from npmeta.commands.words import say
 from npmeta.config import Config, TaskDistribution
 from npmeta.parallel import Sharded, default_shard_size
@@ -96,11 +97,14 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any], workers: int
     if changed:
         run.config = config
         write_atomically(folder / "config.toml", config.to_toml())
-    if made == iterations and (folder / "evaluation.json").exists():
+    missing = find_spec("matplotlib") and not all((folder / name).exists() for name in pictures(config))
+    if made == iterations and (folder / "evaluation.json").exists() and not missing:
         say(f"{folder} has made its {iterations} iterations; --iterations N goes on to more")
         return 0
-    # Scores of fewer iterations; without them, an interrupt before the new ones can be made good.
-    (folder / "evaluation.json").unlink(missing_ok=True)
+    # Scores and pictures of fewer iterations; without them, an interrupt before the new ones can be
+    # made good.
+    for name in ("evaluation.json", *pictures(config)):
+        (folder / name).unlink(missing_ok=True)
     run.truncate_metrics(made)
     say(f"going on from iteration {made} of {iterations}")
     return _train(run, tasks, algorithm, checkpoint, workers)

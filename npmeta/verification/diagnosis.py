@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.verification.faults import FAULTS
 
@@ -210,8 +212,10 @@ class Diagnosis:
         return figure
 
     def save_picture(self, path: Path) -> Path:
-        """Write :meth:`picture` as PNG."""
-        self.picture().savefig(path, dpi=130)
+        """Write :meth:`picture` as PNG, whole or not at all."""
+        drawn = BytesIO()
+        self.picture().savefig(drawn, dpi=130, format="png")
+        write_atomically(path, drawn.getvalue())
         return path
 
 

@@ -1,1 +1,0 @@
-"""What npmeta survives: kills, damaged and hostile files, bad calls, full disks, odd encodings."""
