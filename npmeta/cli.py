@@ -18,10 +18,23 @@ from npmeta import __version__, _signals
 from npmeta._output import Lasting, lasting_streams, one_line
 from npmeta._validation import DivergedError, unknown_name
 from npmeta.config import Config
+from npmeta.crew import WorkersError
 from npmeta.options import PRESETS, SIZES, TASKS, Option, preset
 from npmeta.registry import ALGORITHMS, OPTIONS
 
 __all__ = ["main"]
+
+
+#: What is said in one line: input that is wrong, and a machine that has too little of something.
+EXPECTED = (
+    ValueError,
+    ImportError,
+    OSError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    WorkersError,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -376,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = int(end.code or 0)
         except KeyboardInterrupt as stop:
             came.append(_signals.number_of(stop))
-        except (ValueError, ImportError, OSError, MemoryError, OverflowError, RecursionError) as error:
+        except EXPECTED as error:
             if os.environ.get("NPMETA_TRACEBACK"):
                 raise
             status = 2
@@ -411,7 +424,8 @@ def _say(message: str) -> None:
 
 
 def _say_error(error: Exception) -> None:
-    kind = "" if isinstance(error, ValueError | ImportError | OSError) else f"{type(error).__name__} "
+    said = ValueError | ImportError | OSError | WorkersError
+    kind = "" if isinstance(error, said) else f"{type(error).__name__} "
     _say(f"npmeta: error: {one_line(f'{kind}{error}')}")
 
 

@@ -38,7 +38,15 @@ from npmeta._validation import Array
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["Crew", "Outcome", "Work", "begins_anew_in_forks", "pickled", "portable"]
+__all__ = [
+    "Crew",
+    "Outcome",
+    "Work",
+    "WorkersError",
+    "begins_anew_in_forks",
+    "pickled",
+    "portable",
+]
 
 #: What a job gives: arrays with the names, shapes and dtypes of the parameters, and something small.
 Outcome: TypeAlias = tuple[Mapping[str, Array], Any]
@@ -67,6 +75,10 @@ NOT_FOR_WORKERS = {signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP")
 
 #: Seconds that an idle worker has to end by itself.
 PATIENCE = 2.0
+
+
+class WorkersError(RuntimeError):
+    """There can be no workers here, or they die again and again; it says what to do."""
 
 
 class _Died(Exception):
@@ -384,7 +396,7 @@ class _Member:
 def _check_that_workers_can_begin() -> None:
     """Raise RuntimeError, with what to do, where they cannot."""
     if current_process().daemon:
-        raise RuntimeError(
+        raise WorkersError(
             "this process is a daemon, as those of multiprocessing.Pool are, and may have no worker "
             "processes: leave out workers here, or use concurrent.futures.ProcessPoolExecutor, whose "
             "processes may"
@@ -392,7 +404,7 @@ def _check_that_workers_can_begin() -> None:
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
     if getattr(main, "__spec__", None) is None and file is not None and not os.path.exists(file):
-        raise RuntimeError(
+        raise WorkersError(
             f"worker processes import the script, and {file} is no file that they could: save the "
             f"script and run it by its name, or leave out workers"
         )
@@ -474,7 +486,7 @@ class Crew:
 
         Raises
         ------
-        RuntimeError
+        WorkersError
             If workers die again and again.
         Exception
             Whatever the first job that failed raised.
@@ -628,13 +640,13 @@ class Crew:
         self._members.remove(member)
         how = member.end()
         if not member.answered and how.startswith("exit"):
-            raise RuntimeError(
+            raise WorkersError(
                 f"a worker process ended as it began ({how}); its message is above. Workers import "
                 f"the script: what it does must be under if __name__ == '__main__'"
             )
         self._deaths.append(how)
         if len(self._deaths) > max(MOST_DEATHS, self.n_workers):
-            raise RuntimeError(
+            raise WorkersError(
                 f"{len(self._deaths)} worker processes died in one call ({', '.join(self._deaths)}); "
                 f"signal 9 is what a system short of memory sends"
             )

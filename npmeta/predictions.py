@@ -167,8 +167,11 @@ def predict(run: Run, support: Path, query: Path, steps: int | None = None) -> s
     steps = run.config["eval_steps"] if steps is None else steps
     outputs = algorithm.predict(params, support_x[None], support_y[None], query_x[None], steps=steps)
     check_converged(outputs[0])
+    with np.errstate(over="ignore"):  # a rate is the exponential of an output
+        answers = _means(outputs[0], run.config["loss"])
+    check_converged(answers)
     head, rows = _table(query)
-    columns = form.answers(_means(outputs[0], run.config["loss"]))
+    columns = form.answers(answers)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*head, *(name for name, _ in columns)])

@@ -679,3 +679,24 @@ def test_the_example_in_c(suite, tmp_path, capsys):
     assert done.returncode == 1
     assert main(["golden", "check", str(suite), str(written)]) == 1
     assert "other_activation" in capsys.readouterr().out
+
+
+def test_a_suite_put_aside_by_a_killed_writer_comes_back(tmp_path, monkeypatch):
+    """Killed between the two renames: the old suite is where it was, for whoever asks next."""
+    from npmeta.verification import golden_suite
+
+    place = golden.write(tmp_path / "suite", only=["base"])
+    old = (place / "index.json").read_bytes()
+
+    def killed(new, where):
+        os.replace(where, new.with_name(f"{new.name}.old"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(golden_suite, "_put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            golden.write(place, only=["base"])
+    assert not place.exists()
+    assert golden_suite.read_index(place)["cases"][0]["id"] == "base"
+    assert (place / "index.json").read_bytes() == old
+    assert [path.name for path in tmp_path.iterdir()] == ["suite"]

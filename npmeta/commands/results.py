@@ -135,11 +135,10 @@ def plot_run(folder: Path, out: Path | None) -> int:
     params = run.load().params
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    for path in draw(
-        run, tasks, algorithm, params, score(run, tasks, algorithm, params), out or folder
-    ):
+    scored = score(run, tasks, algorithm, params)
+    for path in draw(run, tasks, algorithm, params, scored, out or folder):
         print(path)
-    return 0
+    return int(scored.diverged.any())
 
 
 def pictures(config: Config) -> list[str]:
@@ -197,4 +196,5 @@ def show_structure(
         from npmeta import plots
 
         print(f"\n{plots.save(plots.structure(report), picture)}")
-    return 0
+    tested = (report.scores, report.hard_scores)
+    return int(any(scored is not None and scored.diverged.any() for scored in tested))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -63,6 +64,7 @@ def write(folder: PathLike, only: Sequence[str] | None = None) -> Path:
     for id in only or ():
         if id not in known:
             raise unknown_name(id, list(known), "case")
+    _restore(folder)
     _check_replaceable(folder)
     # The suite is made beside its place, and appears there whole or not at all. A link stays a link.
     place = Path(os.path.realpath(folder))
@@ -151,6 +153,17 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
+def _restore(folder: Path) -> None:
+    """Bring back the suite whose writer was killed after it had put the old one aside."""
+    place = Path(os.path.realpath(folder))
+    if not place.exists():
+        aside = [
+            old for old in place.parent.glob(f".{place.name}.*.old") if (old / "index.json").is_file()
+        ]
+        if len(aside) == 1:
+            os.replace(aside[0], place)
+
+
 def _put(new: Path, place: Path) -> None:
     """Rename a folder to a place, where there may be an older one."""
     old = new.with_name(f"{new.name}.old")
@@ -176,6 +189,7 @@ def read_index(folder: PathLike) -> dict[str, Any]:
     ValueError
         If there is none, or it is that of another version.
     """
+    _restore(Path(folder).expanduser())
     folder = existing(folder)
     path = folder / "index.json"
     try:
