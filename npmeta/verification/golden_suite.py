@@ -157,9 +157,8 @@ def _restore(folder: Path) -> None:
     """Bring back the suite whose writer was killed after it had put the old one aside."""
     place = Path(os.path.realpath(folder))
     if not place.exists():
-        aside = [
-            old for old in place.parent.glob(f".{place.name}.*.old") if (old / "index.json").is_file()
-        ]
+        found = place.parent.glob(f".{glob.escape(place.name)}.*.old")
+        aside = [old for old in found if (old / "index.json").is_file()]
         if len(aside) == 1:
             os.replace(aside[0], place)
 
