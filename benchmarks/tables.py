@@ -363,7 +363,7 @@ def _make_table(plan: Plan, chosen: Sequence[str] | None, workers: int) -> int:
     for seed in range(plan.seeds):  # all rows once, before any of them twice
         for row in rows:
             status = make(plan, row, seed, workers)
-            if status == 130:
+            if status > 128:  # ended by a signal
                 raise KeyboardInterrupt
             failed = failed or status  # that one diverged, as it has said; the others go on
             record = summary(plan)

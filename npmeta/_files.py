@@ -43,7 +43,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # those of write and fsync name no file
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # those of write and fsync name no file
             error.filename, error.filename2 = str(path), None
         raise
     _sync_folder(path.parent)

@@ -29,6 +29,7 @@ __all__ = [
     "check_finite",
     "check_flag",
     "check_function",
+    "is_missing",
     "lookup",
     "unknown_name",
     "unmasked",
@@ -115,13 +116,13 @@ def as_array(value: object, name: str, kinds: str = "biufc") -> Array:
             raise
         raise ValueError(f"{name} must be an array, got {shown(value)}: {error}") from None
     if array.dtype.kind not in kinds:
-        missing = [cell for cell in array.flat if _missing(cell)] if array.dtype.kind == "O" else []
+        missing = [cell for cell in array.flat if is_missing(cell)] if array.dtype.kind == "O" else []
         which = f", with {missing[0]!r} among its values" if missing else ""
         raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}{which}")
     return array
 
 
-def _missing(cell: object) -> bool:
+def is_missing(cell: object) -> bool:
     """None, pandas' NA and NaT, NumPy's NaT."""
     return cell is None or type(cell).__name__ in ("NAType", "NaTType") or str(cell) == "NaT"
 

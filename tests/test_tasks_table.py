@@ -463,7 +463,7 @@ HEADER = "task,x,target\n"
             "the target's kind is 'number' or 'class'",
         ),
         ("tsk,x,target\na,1,2\n", "unknown column 'task' (did you mean 'tsk'?); known: tsk, x, target"),
-        ("task,x,y\na,1,2\n", "unknown column 'target' (did you mean 'task'?); known: task, x, y"),
+        ("task,x,y\na,1,2\n", "unknown column 'target'; known: task, x, y"),
         ("task,target\na,1\n", "there is no feature column"),
         (HEADER + "a,1,p\na,2,p\nb,3,p\nb,4,p\n", "target 'target' is 'p' in all training tasks"),
     ],

@@ -77,7 +77,7 @@ def test_a_line_says_what_is_open_and_what_failed():
 
 def test_the_picture_needs_a_folder(capsys, tmp_path):
     assert main(["check", "--plot", str(tmp_path / "nowhere" / "x.png")]) == 2
-    assert capsys.readouterr().err.startswith("npmeta: error: [Errno 2] No such file or directory")
+    assert capsys.readouterr().err.startswith("npmeta: error: cannot write ")
 
 
 def test_lines_are_no_wider_than_a_screen(monkeypatch):

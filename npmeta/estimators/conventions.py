@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 import sys
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, check_finite, unknown_name, unmasked
+from npmeta._validation import Array, check_finite, is_missing, unknown_name, unmasked
 
 __all__ = ["NotFittedError", "Parameters", "as_column", "as_rows", "column_names", "tags"]
 
@@ -79,10 +78,10 @@ def as_rows(X: ArrayLike) -> Array:
 
 
 def _with_numbers(rows: Array, name: str) -> Array:
-    """The rows, or a ValueError that names the first cell that is no number, such as pandas' NA."""
+    """The rows, or a ValueError that names the first cell that is missing, or text."""
     if rows.dtype.kind == "O":
         for place in np.ndindex(rows.shape):
-            if not isinstance(rows[place], numbers.Real):
+            if isinstance(rows[place], str) or is_missing(rows[place]):
                 raise ValueError(
                     f"{name} must hold real numbers, but {name}{list(place)} is {rows[place]!r}"
                 )
