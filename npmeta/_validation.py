@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeAlias, TypeVar
@@ -18,17 +17,12 @@ __all__ = [
     "as_dtype",
     "as_features",
     "as_generator",
-    "as_mapping",
     "as_number",
     "as_parameters",
-    "as_precision",
-    "as_range",
-    "as_text",
     "as_whole",
     "check_converged",
     "check_finite",
     "check_flag",
-    "check_function",
     "is_missing",
     "lookup",
     "unknown_name",
@@ -139,17 +133,6 @@ def as_generator(rng: np.random.Generator | int, name: str = "rng") -> np.random
     return np.random.default_rng(int(rng))
 
 
-def as_precision(dtype: object, name: str = "dtype") -> DType:
-    """float32 or float64, or a ValueError."""
-    try:
-        made: DType | None = np.dtype(dtype)  # type: ignore[call-overload]
-    except Exception:  # NumPy knows many things that are none
-        made = None
-    if dtype is None or made is None or made not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"{name} must be float32 or float64, got {shown(dtype)}")
-    return made
-
-
 def check_finite(values: Array, name: str) -> None:
     """Raise ValueError with the first offending index unless every value is finite."""
     finite = np.isfinite(values)
@@ -214,38 +197,6 @@ def as_whole(value: object, name: str, low: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, got {shown(value)}")
     return int(value)
-
-
-def as_range(value: object, name: str) -> tuple[float, float]:
-    """Two finite numbers in order, or a ValueError."""
-    kind = "a range (low, high)"
-    bounds = list(value) if isinstance(value, Sequence | np.ndarray) else []
-    if len(bounds) != 2 or isinstance(value, str | bytes):
-        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
-    low, high = (as_number(bound, f"a bound of {name}", "a finite number") for bound in bounds)
-    if low > high or math.isinf(high - low):
-        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
-    return low, high
-
-
-def as_text(value: object, name: str) -> str:
-    """A string, or a ValueError."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, got {shown(value)}")
-    return value
-
-
-def as_mapping(value: object, name: str, kind: str = "a mapping by name") -> Mapping[str, Any]:
-    """A mapping whose keys are strings, or a ValueError."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
-    return value
-
-
-def check_function(value: object, name: str) -> None:
-    """Raise ValueError unless it can be called."""
-    if not callable(value) or isinstance(value, type):
-        raise ValueError(f"{name} must be a function, got {shown(value)}")
 
 
 def check_flag(value: object, name: str) -> None:
