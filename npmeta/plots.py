@@ -61,11 +61,14 @@ def _figure_class() -> type[Figure]:
     return Figure
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all: what is there stays until all of it is drawn."""
+def save(figure: Figure, path: Path, *, follow: bool = True) -> Path:
+    """Write a figure as PNG, whole or not at all: what is there stays until all of it is drawn.
+
+    ``follow`` as in :func:`npmeta._files.write_atomically`.
+    """
     drawn = BytesIO()
     figure.savefig(drawn, dpi=130, format="png")
-    write_atomically(Path(path), drawn.getvalue())
+    write_atomically(Path(path), drawn.getvalue(), follow=follow)
     return path
 
 

@@ -10,9 +10,11 @@
 =====================  ===========================================================================
 
 Files appear whole or not at all: each is written under another name, flushed to the disk, and
-renamed. Rows of ``metrics.csv`` reach the disk before the checkpoint that covers them, and a resumed
-run drops those that come after the checkpoint it goes on from, so it is bit for bit the run that was
-not interrupted. One process at a time trains a run.
+renamed. Rows of ``metrics.csv`` reach the disk before the checkpoint that covers them, which has their
+number and checksum; a resumed run drops those that come after the checkpoint it goes on from, so it is
+bit for bit the run that was not interrupted. ``config.toml`` is written last: what else a process that
+was killed as it began has left is free for another. One process at a time trains a run. What is
+written replaces links, which might lead elsewhere.
 """
 
 from __future__ import annotations
@@ -21,19 +23,20 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npmeta._files import write_atomically
+from npmeta._files import TEMPORARY, lock, sweep, write_atomically
 from npmeta._validation import Array
 from npmeta.config import Config
 
-__all__ = ["COLUMNS", "Checkpoint", "Run", "locked"]
+__all__ = ["COLUMNS", "Checkpoint", "Run", "TakenError", "is_free", "locked", "new_run"]
 
 #: Columns of metrics.csv: means over the iterations since the row before; then the last validation.
 #: What an algorithm reports of the iteration itself comes after them.
@@ -46,7 +49,13 @@ COLUMNS = (
     "validation_accuracy",
 )
 
+HEADER = ",".join(COLUMNS) + "\n"
+
 KEPT_CHECKPOINTS = 3
+
+
+class TakenError(ValueError):
+    """A folder is another run's, or not a run's at all, or a process is at work in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +71,23 @@ class Checkpoint:
     window : ndarray, (3,)
         Number of iterations since the last row of metrics.csv, and the sums of their losses and of
         their gradient norms.
+    rows : ndarray of int64, (2,), optional
+        Number and CRC-32 of the rows that metrics.csv has by then; None in checkpoints of older
+        versions.
     """
 
     iteration: int
     params: Mapping[str, Array]
     state: Mapping[str, Array]
     window: Array
+    rows: Array | None = None
 
     def to_bytes(self) -> bytes:
         """An .npz file."""
         arrays = {f"params/{name}": array for name, array in self.params.items()}
         arrays |= {f"state/{name}": array for name, array in self.state.items()}
+        if self.rows is not None:
+            arrays["rows"] = self.rows
         # The names once more: a member that damage has hidden is missed.
         members = np.array(list(arrays), dtype=str)
         arrays |= {"members": members, "iteration": np.asarray(self.iteration), "window": self.window}
@@ -94,11 +109,14 @@ class Checkpoint:
             alone = {name: arrays.pop(name) for name in ("members", "iteration", "window")}
             if list(arrays) != alone["members"].tolist():
                 raise ValueError(f"it has {', '.join(arrays)}, not what it was written with")
+            rows = arrays.pop("rows", None)
             named: dict[str, dict[str, Array]] = {"params": {}, "state": {}}
             for name, array in arrays.items():
                 part, _, rest = name.partition("/")
                 named[part][rest] = array
-            return Checkpoint(int(alone["iteration"]), named["params"], named["state"], alone["window"])
+            return Checkpoint(
+                int(alone["iteration"]), named["params"], named["state"], alone["window"], rows
+            )
         except Exception as error:  # damage shows in many ways
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
@@ -112,30 +130,59 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises
     ------
-    ValueError
+    TakenError
         If another process has the lock.
     """
     try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # no such folder, which is for others to say
+    except OSError:  # no such folder, which is for others to say, or Windows
         yield
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(f"{folder} is being trained by another process") from None
-    except OSError:  # a file system without locks
-        pass
-    try:
+        try:
+            lock(handle)
+        except BlockingIOError:
+            raise TakenError(f"{folder} is being trained by another process") from None
         yield
     finally:
         os.close(handle)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a run may begin in a folder: it is not there, or empty, or was left by one that was
+    killed, or found the disk full, as it began."""
+    if not folder.is_dir():
+        return not os.path.lexists(folder)
+    names = {path.name for path in folder.iterdir() if not TEMPORARY.fullmatch(path.name)}
+    if not names:
+        return True
+    begun = names <= {"checkpoints", "encoding.json", "metrics.csv"} and "checkpoints" in names
+    if not begun or (folder / "checkpoints").is_symlink() or not (folder / "checkpoints").is_dir():
+        return False
+    first = {path.name for path in (folder / "checkpoints").iterdir()}
+    metrics = folder / "metrics.csv"
+    return all(name == f"{0:08d}.npz" or TEMPORARY.fullmatch(name) for name in first) and (
+        "metrics.csv" not in names or (metrics.is_file() and metrics.stat().st_size == len(HEADER))
+    )
+
+
+@contextmanager
+def new_run(
+    folder: Path, config: Config, encoding: Mapping[str, Any] | None, start: Checkpoint
+) -> Iterator[Run]:
+    """A new run as of :meth:`Run.create`, locked until the end."""
+    _check_free(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        yield Run.create(folder, config, encoding, start)
+
+
+def _check_free(folder: Path) -> None:
+    if not is_free(folder):
+        raise TakenError(
+            f"{folder} exists and is not empty; choose another --out, or go on with the run in it: "
+            f"npmeta train --resume {folder}"
+        )
 
 
 class Run:
@@ -156,16 +203,25 @@ class Run:
         if not self.folder.is_dir():
             raise ValueError(f"no such run: {self.folder} is not a folder")
         if not (self.folder / "config.toml").is_file():
-            raise ValueError(f"{self.folder} is not a run: it has no config.toml")
+            begun = is_free(self.folder) and any(self.folder.iterdir())
+            raise ValueError(
+                f"{self.folder} is not a run: "
+                + (
+                    f"the process that began it was stopped; train anew with --out {self.folder}"
+                    if begun
+                    else "it has no config.toml"
+                )
+            )
         task, values = Config.read_toml(self.folder / "config.toml")
         if task is None:
             raise ValueError(f"{self.folder / 'config.toml'} does not name its task")
         self.config = Config(task, values)
+        self._rows: tuple[int, int] | None = None
 
     @classmethod
     def create(
         cls,
-        folder: str | Path,
+        folder: Path,
         config: Config,
         encoding: Mapping[str, Any] | None,
         start: Checkpoint | None = None,
@@ -174,28 +230,31 @@ class Run:
 
         Raises
         ------
-        ValueError
-            If the folder exists and is not empty.
+        TakenError
+            If the folder is not free: see :func:`is_free`.
         """
-        path = Path(folder)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise FileExistsError
-            (path / "checkpoints").mkdir()  # of two processes that have come so far, one makes it
-        except FileExistsError:
-            raise ValueError(
-                f"{path} exists and is not empty; choose another --out, or go on with the run in it: "
-                f"npmeta train --resume {path}"
-            ) from None
+        _check_free(folder)  # of two processes that come here, the second finds what the first has made
+        checkpoints = folder / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        for place in (folder, checkpoints):
+            sweep(place)
+        (folder / "encoding.json").unlink(missing_ok=True)
+        files = {"metrics.csv": HEADER.encode()}
         if encoding is not None:
-            write_atomically(path / "encoding.json", json.dumps(encoding, indent=1) + "\n")
-        write_atomically(path / "metrics.csv", ",".join(COLUMNS) + "\n")
+            files["encoding.json"] = (json.dumps(encoding, indent=1) + "\n").encode()
         if start is not None:
-            write_atomically(path / "checkpoints" / _file_name(start), start.to_bytes())
+            files[_file_name(start)] = replace(start, rows=np.zeros(2, dtype=np.int64)).to_bytes()
         # Last: a folder with a config.toml has all the rest.
-        write_atomically(path / "config.toml", config.to_toml())
-        return cls(path)
+        files["config.toml"] = config.to_toml().encode()
+        for name, content in files.items():
+            write_atomically(folder / name, content, follow=False)
+        return cls(folder)
+
+    def write(self, name: str, content: bytes | str) -> Path:
+        """Write a file of the run's, in the place of whatever has its name."""
+        path = self.folder / name
+        write_atomically(path, content, follow=False)
+        return path
 
     def encoding(self) -> dict[str, Any]:
         """What ``encoding.json`` holds."""
@@ -218,8 +277,8 @@ class Run:
         Those of later iterations go too: a run that makes an iteration again could not read what came
         after it.
         """
-        path = self.folder / "checkpoints" / _file_name(checkpoint)
-        write_atomically(path, checkpoint.to_bytes())
+        rows = np.array(self._counted(), dtype=np.int64)
+        path = self.write(_file_name(checkpoint), replace(checkpoint, rows=rows).to_bytes())
         paths = self.checkpoints()
         end = paths.index(path) + 1
         for other in paths[: max(end - KEPT_CHECKPOINTS, 0)] + paths[end:]:
@@ -251,15 +310,21 @@ class Run:
             lines = self._metrics_lines()
             rest = "," * len(more)
             lines = [",".join([lines[0], *more]), *(line + rest for line in lines[1:])]
-            write_atomically(self.folder / "metrics.csv", "\n".join(lines) + "\n")
+            self.write("metrics.csv", "\n".join(lines) + "\n")
         cells = ["" if row.get(name) is None else repr(row[name]) for name in [*columns, *more]]
-        with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="") as file:
-            file.write(",".join(cells) + "\n")
+        counted, line = self._counted(), ",".join(cells)
+        # A link would lead out of the folder, and a pipe would wait for a reader.
+        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        with open(os.open(self.folder / "metrics.csv", flags), "ab") as file:
+            file.write(f"{line}\n".encode())
             file.flush()
             os.fsync(file.fileno())
+        self._rows = _count([line], counted)
 
     def metrics(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv; empty cells are left out, and so is an end that is not whole.
+        """The rows of metrics.csv, none without the file.
+
+        Empty cells are left out, and so is an end that is not whole.
 
         Raises
         ------
@@ -268,6 +333,8 @@ class Run:
             not for us to decide.
         """
         rows: list[dict[str, float]] = []
+        if not os.path.lexists(self.folder / "metrics.csv"):
+            return rows
         damaged, columns = 0, self._columns()
         for number, line in enumerate(self._metrics_lines()[1:], start=2):
             try:
@@ -302,15 +369,59 @@ class Run:
         text = (self.folder / "metrics.csv").read_text("utf-8", errors="replace")
         return text.split("\n")[:-1]
 
-    def truncate_metrics(self, iteration: int) -> None:
-        """Drop the rows of later iterations, and a line that a killed process left unfinished."""
-        n_kept = sum(row["iteration"] <= iteration for row in self.metrics())
-        lines = self._metrics_lines()[: 1 + n_kept]
-        write_atomically(self.folder / "metrics.csv", "\n".join(lines) + "\n")
+    def check_metrics(self, checkpoint: Checkpoint) -> None:
+        """Raise ValueError unless metrics.csv has the rows that it had at a checkpoint."""
+        n_kept = sum(row["iteration"] <= checkpoint.iteration for row in self.metrics())
+        path = self.folder / "metrics.csv"
+        if checkpoint.rows is None or not os.path.lexists(path):  # None: of an older version
+            return
+        n_rows, checksum = checkpoint.rows.tolist()
+        if _count(self._metrics_lines()[1 : 1 + n_rows]) != (n_rows, checksum):
+            raise ValueError(
+                f"{path} is damaged: up to iteration {checkpoint.iteration} it had {n_rows} rows, and "
+                + (f"now it has {n_kept}" if n_kept != n_rows else "now they are others")
+                + "; restore it, or remove it to go on without those rows"
+            )
+
+    def go_on(self, checkpoint: Checkpoint) -> None:
+        """Make the run what it was at a checkpoint.
+
+        Rows of later iterations are dropped, and a line that a killed process left unfinished. Without
+        a metrics.csv a new one is begun.
+        """
+        for place in (self.folder, self.folder / "checkpoints"):
+            sweep(place)
+        if os.path.lexists(self.folder / "metrics.csv"):
+            n_kept = sum(row["iteration"] <= checkpoint.iteration for row in self.metrics())
+            lines = self._metrics_lines()[: 1 + n_kept]
+            self.write("metrics.csv", "\n".join(lines) + "\n")
+            self._rows = _count(lines[1:])
+        else:
+            warnings.warn(f"{self.folder / 'metrics.csv'} is missing; a new one begins", stacklevel=2)
+            self.write("metrics.csv", HEADER)
+            self._rows = (0, 0)
+            self.save(checkpoint)  # it counted rows that are no more
+
+    def _counted(self) -> tuple[int, int]:
+        """Number and checksum of the rows of metrics.csv."""
+        if self._rows is None:
+            self._rows = _count(self._metrics_lines()[1:])
+        return self._rows
+
+
+def _count(lines: Sequence[str], before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    """Number and CRC-32 of rows, and of those before them.
+
+    Empty cells at their ends, which a row gets when later ones have further columns, do not count.
+    """
+    number, checksum = before
+    for line in lines:
+        checksum = zlib.crc32(f"{line.rstrip(',')}\n".encode(), checksum)
+    return number + len(lines), checksum
 
 
 def _file_name(checkpoint: Checkpoint) -> str:
-    return f"{checkpoint.iteration:08d}.npz"
+    return f"checkpoints/{checkpoint.iteration:08d}.npz"
 
 
 def _iteration(path: Path) -> int:

@@ -111,7 +111,7 @@ def test_pictures_are_drawn(trained, tmp_path):
 def test_waves_are_drawn_after_as_many_steps_as_are_tested(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("npmeta.plots.waves", lambda *_, steps, seed: drawn.append(tuple(steps)))
-    monkeypatch.setattr("npmeta.plots.save", lambda figure, path: path)
+    monkeypatch.setattr("npmeta.plots.save", lambda figure, path, **options: path)
     for name, more in ("lslr", ()), ("meta-sgd", ()), ("maml", ("--eval-steps", 0)), ("ridge", ()):
         folder = tmp_path / name
         train = ["train", "sinusoid", *QUICK, "--iterations", 1, "--algorithm", name, *more]
@@ -814,10 +814,11 @@ def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path, monkeypatch
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         f"sinusoid-{n}" for n in (1, 2, 3, 4)
     ]
-    # And should the folder turn up after one has looked whether it is there:
+    # And should one turn up after another has looked whether it is there:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Path, "exists", lambda self, **options: False)
-    assert train._new_folder("sinusoid") == Path("runs", "sinusoid-5")
+    monkeypatch.setattr(train, "is_free", lambda folder: True)
+    assert main(list(map(str, words))) == 0
+    assert Run("runs/sinusoid-5").load().iteration == 2
 
 
 def test_a_checkpoint_that_may_not_be_read_stops_rather_than_going_back(trained, monkeypatch, capsys):

@@ -693,7 +693,7 @@ def test_a_suite_put_aside_by_a_killed_writer_comes_back(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(golden_suite, "_put", killed)
+        patch.setattr(golden_suite, "put_folder", killed)
         with pytest.raises(KeyboardInterrupt):
             golden.write(place, only=["base"])
     assert not place.exists()

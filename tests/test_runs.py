@@ -13,7 +13,7 @@ import pytest
 from npmeta import _files
 from npmeta._files import write_atomically
 from npmeta.config import Config
-from npmeta.runs import COLUMNS, Checkpoint, Run, locked
+from npmeta.runs import COLUMNS, Checkpoint, Run, TakenError, is_free, locked, new_run
 
 
 def checkpoint(iteration, dtype=np.float32):
@@ -95,7 +95,7 @@ def test_a_member_too_few_or_too_many_is_damage(run):
     ]
     for name in ("params/phi.npy", "buffers/theta.npy", "theta.npy"):
         changes.append(lambda members, name=name: members.update({name: members["window.npy"]}))
-    assert len(changes) == 10
+    assert len(changes) == 11
     for change in changes:
         path.write_bytes(rewritten(whole, change))
         with pytest.raises(ValueError, match="is damaged"):
@@ -243,10 +243,67 @@ def test_one_process_at_a_time_trains_a_run(run):
 
 
 def test_of_two_that_find_a_folder_empty_one_gets_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))
-    Run.create(tmp_path / "run", Config("sinusoid"), None)
-    with pytest.raises(ValueError, match="exists and is not empty"):
-        Run.create(tmp_path / "run", Config("sinusoid"), None)
+    """The lock decides, and after it what the first has made."""
+    folder, config = tmp_path / "run", Config("sinusoid")
+    with (
+        new_run(folder, config, None, checkpoint(0)),
+        pytest.raises(TakenError, match="exists and is not empty"),
+        new_run(folder, config, None, checkpoint(0)),
+    ):
+        pass
+    from npmeta import runs
+
+    monkeypatch.setattr(runs, "_check_free", lambda folder: None)
+    with (
+        new_run(folder, config, None, checkpoint(0)),
+        pytest.raises(TakenError, match="is being trained by another process"),
+        new_run(folder, config, None, checkpoint(0)),
+    ):
+        pass
+
+
+BIRTH = ["checkpoints/", "metrics.csv", "encoding.json", "checkpoints/00000000.npz"]
+
+
+@pytest.mark.parametrize("n_made", range(len(BIRTH) + 1))
+def test_what_a_run_killed_at_its_birth_has_left_is_free(tmp_path, n_made):
+    for name in BIRTH[:n_made]:
+        path = tmp_path / "run" / name
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+        else:
+            path.write_text("iteration,loss,grad_norm,outer_lr,validation_loss,validation_accuracy\n")
+    if n_made:
+        (tmp_path / "run" / ".config.toml.0123456789ab").write_text("half")
+        with pytest.raises(ValueError, match="began it was stopped; train anew with --out"):
+            Run(tmp_path / "run")
+    assert is_free(tmp_path / "run")
+    run = Run.create(tmp_path / "run", Config("sinusoid"), None, checkpoint(0))
+    assert same(run.load(), checkpoint(0))
+    found = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*")}
+    assert found == {"checkpoints", "checkpoints/00000000.npz", "metrics.csv", "config.toml"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["metrics.csv"],
+        ["checkpoints/00000001.npz"],
+        ["checkpoints/00000000.npz", "notes.txt"],
+        ["checkpoints/mine.npz"],
+    ],
+)
+def test_what_somebody_else_has_made_is_not_free(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("theirs")
+    with pytest.raises(TakenError, match="exists and is not empty"):
+        Run.create(tmp_path, Config("sinusoid"), None, checkpoint(0))
+    assert all((tmp_path / name).read_text() == "theirs" for name in names)
+    (tmp_path / "file").write_text("theirs")
+    assert not is_free(tmp_path / "file")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert not is_free(tmp_path / "link")
 
 
 def test_what_makes_a_folder_a_run_is_written_last(tmp_path, monkeypatch):
@@ -255,9 +312,9 @@ def test_what_makes_a_folder_a_run_is_written_last(tmp_path, monkeypatch):
 
     written = []
 
-    def write(path, content):
+    def write(path, content, **options):
         written.append(path.name)
-        write_atomically(path, content)
+        write_atomically(path, content, **options)
 
     monkeypatch.setattr(runs, "write_atomically", write)
     run = Run.create(tmp_path / "run", Config("sinusoid"), {}, checkpoint(0))
@@ -287,9 +344,9 @@ def test_metrics_read_back_exactly_and_lose_what_comes_after_a_checkpoint(run):
     ):
         (run.folder / "metrics.csv").write_bytes(whole + unfinished)
         assert run.metrics() == rows
-        run.truncate_metrics(3)
+        run.go_on(checkpoint(3))
         assert (run.folder / "metrics.csv").read_bytes() == whole
-    run.truncate_metrics(2)
+    run.go_on(checkpoint(2))
     assert run.metrics() == rows[:2]
 
 
@@ -303,7 +360,7 @@ def test_metrics_take_further_columns(run):
     lines = (run.folder / "metrics.csv").read_text().splitlines()
     assert lines[0] == ",".join([*COLUMNS, "inner_steps", "inner_residual"])
     assert {line.count(",") for line in lines} == {7}
-    run.truncate_metrics(1)
+    run.go_on(checkpoint(1))
     run.append(rows[1])
     assert run.metrics() == rows[:2]
 
@@ -330,3 +387,146 @@ def test_a_folder_that_is_there_and_empty_can_be_used(tmp_path):
     Run.create(tmp_path, Config("sinusoid"), {"features": ["x"]})
     assert Run(tmp_path).config.values == Config("sinusoid").values
     assert Run(tmp_path).encoding() == {"features": ["x"]}
+
+
+def rows_of(iterations):
+    return [
+        {"iteration": i, "loss": 0.1 * i, "grad_norm": 1 / 3, "outer_lr": 1e-3, "validation_loss": None}
+        for i in iterations
+    ]
+
+
+def test_rows_that_a_checkpoint_has_counted_are_missed(run):
+    for row in rows_of((1, 2, 3)):
+        run.append(row)
+    run.save(checkpoint(3))
+    run.append(rows_of([4])[0] | {"inner_steps": 2})  # a further column changes every line
+    path = run.folder / "metrics.csv"
+    whole = path.read_bytes()
+    kept = Run(run.folder).load()
+    assert kept.rows.tolist()[0] == 3
+    Run(run.folder).check_metrics(kept)
+    lines = whole.splitlines(keepends=True)
+    for damaged, said in (
+        (b"".join(lines[:3]), "now it has 2"),
+        (lines[0], "now it has 0"),
+        (whole.replace(b"0.30000000000000004", b"0.30000000000000005"), "now they are others"),
+        (b"".join([*lines[:3], lines[3].replace(b"3,0.3", b"7,0.3"), lines[4]]), "now it has 2"),
+        (b"".join([*lines[:3], lines[4]]), "now it has 2"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"it had 3 rows, and {said}; restore it"):
+            Run(run.folder).check_metrics(kept)
+    path.write_bytes(whole)
+    again = Run(run.folder)
+    again.go_on(kept)
+    assert path.read_bytes().splitlines(keepends=True) == lines[:4]
+    again.append(rows_of([4])[0])
+    again.save(checkpoint(4))
+    Run(run.folder).check_metrics(again.load())
+
+
+def test_without_metrics_a_run_goes_on_with_new_ones(run):
+    for row in rows_of((1, 2)):
+        run.append(row)
+    run.save(checkpoint(2))
+    (run.folder / "metrics.csv").unlink()
+    for n in range(2):  # the second time as if it had been killed before its next checkpoint
+        again = Run(run.folder)
+        assert again.metrics() == ([] if n == 0 else [{"iteration": 3.0, "loss": 0.5}])
+        kept = again.load()
+        again.check_metrics(kept)
+        if n == 0:
+            with pytest.warns(UserWarning, match="metrics.csv is missing; a new one begins"):
+                again.go_on(kept)
+        else:
+            again.go_on(kept)
+        assert again.metrics() == []
+        again.append({"iteration": 3, "loss": 0.5})
+
+
+def test_a_checkpoint_of_before_rows_were_counted_is_read(run):
+    path = run.folder / "checkpoints" / "00000005.npz"
+    path.write_bytes(checkpoint(5).to_bytes())
+    kept = run.load()
+    assert same(kept, checkpoint(5))
+    assert kept.rows is None
+    run.check_metrics(kept)
+
+
+def test_links_and_pipes_in_a_run_are_replaced_and_not_followed(run, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("evaluation.json", "config.toml", "checkpoints/00000001.npz", "metrics.csv"):
+        theirs = outside / name.replace("/", "-")
+        theirs.write_text((run.folder / name).read_text() if name == "metrics.csv" else "theirs")
+        (run.folder / name).unlink(missing_ok=True)
+        (run.folder / name).symlink_to(theirs)
+    before = {path.name: path.read_bytes() for path in outside.iterdir()}
+    with pytest.raises(OSError, match=r"metrics\.csv"):  # O_NOFOLLOW
+        run.append({"iteration": 1})
+    run.go_on(checkpoint(0))
+    run.append({"iteration": 1})
+    run.write("evaluation.json", "{}")
+    run.write("config.toml", run.config.to_toml())
+    run.save(checkpoint(1))
+    assert {path.name: path.read_bytes() for path in outside.iterdir()} == before
+    assert not any(path.is_symlink() for path in run.folder.rglob("*"))
+    (run.folder / "evaluation.json").unlink()
+    os.mkfifo(run.folder / "evaluation.json")
+    run.write("evaluation.json", "{}")
+    assert (run.folder / "evaluation.json").is_file()
+    assert Run(run.folder).load().iteration == 1
+
+
+def test_what_a_killed_process_was_making_goes_and_what_a_living_one_makes_stays(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    names = [
+        ".file.0123456789ab",
+        ".other.0123456789ab",
+        ".file.0123456789xy",
+        ".file",
+        "file.0123456789ab",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / ".file.aaaaaaaaaaaa").mkdir()
+    (tmp_path / ".file.aaaaaaaaaaaa" / "half").touch()
+    (tmp_path / ".file.bbbbbbbbbbbb").symlink_to(tmp_path / ".file")
+    with open(tmp_path / ".file.cccccccccccc", "x") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        write_atomically(tmp_path / "file", "new")
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {*names[1:], "file", ".file.bbbbbbbbbbbb", living.name.rsplit("/")[-1]}
+    _files.sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*names[2:], "file", ".file.bbbbbbbbbbbb"}
+
+
+def test_what_has_been_put_aside_stays_as_long_as_nothing_is_in_its_place(tmp_path):
+    aside = tmp_path / ".suite.0123456789ab.old"
+    aside.mkdir()
+    _files.sweep(tmp_path, "suite")
+    assert aside.is_dir()
+    (tmp_path / "suite").mkdir()
+    _files.sweep(tmp_path, "suite")
+    assert not aside.exists()
+
+
+def test_a_file_that_is_swept_before_its_lock_is_made_again(tmp_path, monkeypatch):
+    real, n = _files.lock, 0
+
+    def late(handle, **options):
+        nonlocal n
+        n += 1
+        if n == 1:
+            _files.lock = real
+            _files.sweep(tmp_path)
+            _files.lock = late
+        return real(handle, **options)
+
+    monkeypatch.setattr(_files, "lock", late)
+    write_atomically(tmp_path / "file", "new")
+    with _files.folder_in_the_making(tmp_path / "folder") as making:
+        os.replace(making, tmp_path / "folder")
+    assert n == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

@@ -174,7 +174,9 @@ def draw(
     rows = run.metrics()
     if rows:
         figures["curves"] = plots.curves(rows, config.loss_name)
-    return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [
+        plots.save(figure, folder / f"{name}.png", follow=False) for name, figure in figures.items()
+    ]
 
 
 def show_structure(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from npmeta import _signals, optimizers
-from npmeta._files import write_atomically
 from npmeta._validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.commands.results import draw, pictures, score
@@ -20,7 +19,7 @@ from npmeta.config import Config, TaskDistribution
 from npmeta.parallel import Sharded, default_shard_size
 from npmeta.progress import Progress
 from npmeta.reports import score_json, score_table
-from npmeta.runs import Checkpoint, Run, locked
+from npmeta.runs import Checkpoint, Run, TakenError, is_free, locked, new_run
 from npmeta.tasks import Sinusoid, Table
 from npmeta.tasks.checks import existing
 from npmeta.training import Algorithm, NonFiniteError, evaluate, meta_train
@@ -53,9 +52,28 @@ def start_run(config: Config, folder: Path | None, workers: int = 1) -> int:
     start = Checkpoint(0, params, optimizers.get(config["optimizer"]).init(params), np.zeros(3))
 
     encoding = tasks.encoding.to_dict() if isinstance(tasks, Table) else None
-    run = Run.create(folder or _new_folder(config.task), config, encoding, start)
-    with locked(run.folder):
+    with ExitStack() as stack:
+        run = _begin(stack, folder, config, encoding, start)
         return _train(run, tasks, algorithm, start, workers)
+
+
+def _begin(
+    stack: ExitStack,
+    folder: Path | None,
+    config: Config,
+    encoding: Mapping[str, Any] | None,
+    start: Checkpoint,
+) -> Run:
+    """A new run in a folder, or in the first of runs/TASK-1, runs/TASK-2, ... that is free."""
+    if folder is not None:
+        return stack.enter_context(new_run(folder, config, encoding, start))
+    n = 1
+    while True:
+        place = Path("runs", f"{config.task}-{n}")
+        if is_free(place):
+            with suppress(TakenError):  # by a process that has come first
+                return stack.enter_context(new_run(place, config, encoding, start))
+        n += 1
 
 
 def resume_run(folder: Path, task: str | None, changes: Mapping[str, Any], workers: int = 1) -> int:
@@ -93,10 +111,12 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any], workers: int
     if made > iterations:
         raise ValueError(f"{folder} has made {made} iterations, and cannot go back to {iterations}")
     _check_fit(checkpoint, config, algorithm)
-    run.metrics()  # a damaged row is an error, and nothing has been written yet
+    run.check_metrics(checkpoint)  # nothing has been written yet
+    if (folder / "checkpoints").is_symlink():
+        raise ValueError(f"{folder / 'checkpoints'} is a link; a run writes to a folder of its own")
     if changed:
         run.config = config
-        write_atomically(folder / "config.toml", config.to_toml())
+        run.write("config.toml", config.to_toml())
     missing = find_spec("matplotlib") and not all((folder / name).exists() for name in pictures(config))
     if made == iterations and (folder / "evaluation.json").exists() and not missing:
         say(f"{folder} has made its {iterations} iterations; --iterations N goes on to more")
@@ -105,7 +125,7 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any], workers: int
     # made good.
     for name in ("evaluation.json", *pictures(config)):
         (folder / name).unlink(missing_ok=True)
-    run.truncate_metrics(made)
+    run.go_on(checkpoint)
     say(f"going on from iteration {made} of {iterations}")
     return _train(run, tasks, algorithm, checkpoint, workers)
 
@@ -126,19 +146,6 @@ def _check_fit(checkpoint: Checkpoint, config: Config, algorithm: MetaLearner) -
             raise ValueError(
                 f"the checkpoint does not fit config.toml: its {part} are {came}, expected {wanted}"
             )
-
-
-def _new_folder(task: str) -> Path:
-    """The first of runs/TASK-1, runs/TASK-2, ... that is free, made: no other process will get it."""
-    n = 1
-    while True:
-        folder = Path("runs", f"{task}-{n}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            n += 1
-        else:
-            return folder
 
 
 def _train(
@@ -258,7 +265,7 @@ def _report(
     """
     scored = score(run, tasks, sharded, params)
     # The file first: a closed pipe must not cost it. The pictures last: they must not cost the table.
-    write_atomically(run.folder / "evaluation.json", score_json(scored, run, "test") + "\n")
+    run.write("evaluation.json", score_json(scored, run, "test") + "\n")
     config = run.config
     table = score_table(
         scored, config.loss_name, "test", shown=(0, 1, 5, 10), inner_steps=config.inner_steps

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from npmeta._blas import one_thread
+from npmeta._files import folder_in_the_making, put_folder, restore_folder, write_atomically
 from npmeta._validation import unknown_name
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.verification.golden_algorithms import golden_case
@@ -64,18 +63,15 @@ def write(folder: PathLike, only: Sequence[str] | None = None) -> Path:
     for id in only or ():
         if id not in known:
             raise unknown_name(id, list(known), "case")
-    _restore(folder)
+    restore_folder(folder)
     _check_replaceable(folder)
     # The suite is made beside its place, and appears there whole or not at all. A link stays a link.
     place = Path(os.path.realpath(folder))
     place.parent.mkdir(parents=True, exist_ok=True)
-    making = place.with_name(f".{place.name}.{os.urandom(6).hex()}")
-    try:
+    with folder_in_the_making(place) as making:
         with one_thread():
             _write(making, [known[id] for id in (known if only is None else dict.fromkeys(only))])
-        _put(making, place)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+        put_folder(making, place)
     return folder
 
 
@@ -89,7 +85,7 @@ def _write(folder: Path, settings: Sequence[Setting]) -> None:
     def save(name: str, content: bytes) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        write_atomically(path, content)
         files[name] = hashlib.sha256(content).hexdigest()
 
     for name in SCHEMAS:
@@ -121,7 +117,7 @@ def _write(folder: Path, settings: Sequence[Setting]) -> None:
         "cases": entries,
         "files": files,
     }
-    (folder / "index.json").write_bytes(_json(index))
+    write_atomically(folder / "index.json", _json(index))
 
 
 def inputs_digest(case: GoldenCase) -> str:
@@ -153,30 +149,6 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _restore(folder: Path) -> None:
-    """Bring back the suite whose writer was killed after it had put the old one aside."""
-    place = Path(os.path.realpath(folder))
-    if not place.exists():
-        found = place.parent.glob(f".{glob.escape(place.name)}.*.old")
-        aside = [old for old in found if (old / "index.json").is_file()]
-        if len(aside) == 1:
-            os.replace(aside[0], place)
-
-
-def _put(new: Path, place: Path) -> None:
-    """Rename a folder to a place, where there may be an older one."""
-    old = new.with_name(f"{new.name}.old")
-    if place.exists():
-        os.replace(place, old)
-    try:
-        os.replace(new, place)
-    except BaseException:
-        if old.exists():
-            os.replace(old, place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 # --- read -------------------------------------------------------------------------------------------
 
 
@@ -188,7 +160,7 @@ def read_index(folder: PathLike) -> dict[str, Any]:
     ValueError
         If there is none, or it is that of another version.
     """
-    _restore(Path(folder).expanduser())
+    restore_folder(Path(folder).expanduser())
     folder = existing(folder)
     path = folder / "index.json"
     try:
