@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from npmeta._reading import SHORT, read_file
 from npmeta._validation import unknown_name
 from npmeta.algorithms.base import MetaLearner
 from npmeta.optimizers import Schedule, constant, cosine, step
@@ -106,12 +107,14 @@ class Config:
             If the file is missing, is not TOML, or has an option in a section that is not its own.
         """
         try:
-            if path.exists() and not path.is_file():
-                raise ValueError("a regular file is expected")
-            parsed = _toml().loads(path.read_text(encoding="utf-8-sig"))  # editors write marks
+            content = read_file(path, SHORT)
         except FileNotFoundError:
             raise ValueError(f"no such file: {path}") from None
-        except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        try:
+            parsed = _toml().loads(
+                content.decode("utf-8-sig")
+            )  # editors put a byte order mark in front
+        except (ValueError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from None
         sections = {option.name: option.section for option in OPTIONS}
         task = parsed.pop("task", None)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from npmeta import losses
+from npmeta._reading import read_file
 from npmeta._validation import Array, check_converged
 from npmeta.runs import Run
 from npmeta.tasks import Encoding, read_image, read_rows
@@ -109,7 +110,7 @@ def _probabilities(outputs: Array, names: Sequence[str]) -> list[tuple[str, Sequ
 def _table(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file as they stand in it."""
     try:
-        header, rows, _ = read_csv(existing(path).read_bytes())
+        header, rows, _ = read_csv(read_file(existing(path)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return header, rows
@@ -131,7 +132,7 @@ def _format_of(run: Run) -> Format:
     if run.config.task == "omniglot":
         return _Drawings(run.config["ways"], run.config["align"])
     if run.config.task == "table":
-        return _Columns(Encoding.from_dict(run.encoding()))
+        return _Columns(run.encoding())
     return _Columns(Encoding(("x",), "y", mean=(0.0,), std=(1.0,)))
 
 

@@ -33,8 +33,10 @@ from typing import Any
 import numpy as np
 
 from npmeta._files import TEMPORARY, lock, sweep, write_atomically
+from npmeta._reading import npz_arrays, read_file, read_json
 from npmeta._validation import Array
 from npmeta.config import Config
+from npmeta.tasks import Encoding
 
 __all__ = ["COLUMNS", "Checkpoint", "Run", "TakenError", "is_free", "locked", "new_run"]
 
@@ -102,10 +104,9 @@ class Checkpoint:
         A file that cannot be read at all (no permission, a fault of the disk) is an OSError: it may be
         whole, so going on from an older one would not do.
         """
-        content = io.BytesIO(path.read_bytes())
+        content = read_file(path)
         try:
-            with np.load(content, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}  # checks every member's CRC-32
+            arrays = npz_arrays(content, path)
             alone = {name: arrays.pop(name) for name in ("members", "iteration", "window")}
             if list(arrays) != alone["members"].tolist():
                 raise ValueError(f"it has {', '.join(arrays)}, not what it was written with")
@@ -114,9 +115,15 @@ class Checkpoint:
             for name, array in arrays.items():
                 part, _, rest = name.partition("/")
                 named[part][rest] = array
-            return Checkpoint(
-                int(alone["iteration"]), named["params"], named["state"], alone["window"], rows
-            )
+            iteration, window = alone["iteration"], alone["window"]
+            for wrong, name in (
+                (iteration.dtype.kind != "i" or iteration.shape or iteration < 0, "iteration"),
+                (window.dtype != np.float64 or window.shape != (3,), "window"),
+                (rows is not None and (rows.dtype != np.int64 or rows.shape != (2,)), "rows"),
+            ):
+                if wrong:
+                    raise ValueError(f"its {name} is none")
+            return Checkpoint(int(iteration), named["params"], named["state"], window, rows)
         except Exception as error:  # damage shows in many ways
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
@@ -256,13 +263,19 @@ class Run:
         write_atomically(path, content, follow=False)
         return path
 
-    def encoding(self) -> dict[str, Any]:
-        """What ``encoding.json`` holds."""
+    def encoding(self) -> Encoding:
+        """What ``encoding.json`` holds.
+
+        Raises
+        ------
+        ValueError
+            If the file is missing, or holds something else.
+        """
+        path = self.folder / "encoding.json"
         try:
-            encoding: dict[str, Any] = json.loads((self.folder / "encoding.json").read_text("utf-8"))
+            return Encoding.from_dict(read_json(path))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.folder / 'encoding.json'} cannot be read: {error}") from None
-        return encoding
+            raise ValueError(f"{path} cannot be read: {error}") from None
 
     # --- checkpoints ----------------------------------------------------------------------------------
 
@@ -355,8 +368,7 @@ class Run:
         """The columns of metrics.csv, which begin with those of every run."""
         path = self.folder / "metrics.csv"
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                columns = file.readline().removesuffix("\n").split(",")
+            columns = self._text().partition("\n")[0].split(",")
             if columns[: len(COLUMNS)] != list(COLUMNS):
                 raise ValueError("its first line does not name its columns")
         except (OSError, ValueError) as error:
@@ -366,8 +378,10 @@ class Run:
     def _metrics_lines(self) -> list[str]:
         """The lines of metrics.csv that have an end. No cell has a comma or a quote."""
         self._columns()
-        text = (self.folder / "metrics.csv").read_text("utf-8", errors="replace")
-        return text.split("\n")[:-1]
+        return self._text().split("\n")[:-1]
+
+    def _text(self) -> str:
+        return read_file(self.folder / "metrics.csv").decode("utf-8", errors="replace")
 
     def check_metrics(self, checkpoint: Checkpoint) -> None:
         """Raise ValueError unless metrics.csv has the rows that it had at a checkpoint."""

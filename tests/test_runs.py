@@ -14,6 +14,7 @@ from npmeta import _files
 from npmeta._files import write_atomically
 from npmeta.config import Config
 from npmeta.runs import COLUMNS, Checkpoint, Run, TakenError, is_free, locked, new_run
+from npmeta.tasks import Encoding
 
 
 def checkpoint(iteration, dtype=np.float32):
@@ -384,9 +385,10 @@ def test_folders_that_are_no_runs(tmp_path, run):
 
 
 def test_a_folder_that_is_there_and_empty_can_be_used(tmp_path):
-    Run.create(tmp_path, Config("sinusoid"), {"features": ["x"]})
+    encoding = Encoding(("x",), "y", (0.0,), (1.0,))
+    Run.create(tmp_path, Config("sinusoid"), encoding.to_dict())
     assert Run(tmp_path).config.values == Config("sinusoid").values
-    assert Run(tmp_path).encoding() == {"features": ["x"]}
+    assert Run(tmp_path).encoding() == encoding
 
 
 def rows_of(iterations):

@@ -539,7 +539,7 @@ TASK, NUMBERS = np.array(["a", "a", "b"]), np.arange(3.0)
     ("arrays", "message"),
     [
         ({}, "the file holds no arrays"),
-        ({"x": np.array([{}, 1, 2])}, "array 'x' cannot be read: Object arrays cannot be loaded"),
+        ({"x": np.array([{}, 1, 2])}, "array 'x' cannot be read: arrays of objects are not read"),
         ({"x": NUMBERS + 1j}, "array 'x' must hold numbers or strings, got dtype complex128"),
         ({"x": np.array([b"a", b"b", b"c"])}, "array 'x' must hold numbers or strings, got dtype |S1"),
         ({"x": np.zeros((3, 2, 2))}, "array 'x' must be (rows,) or (rows, columns), got (3, 2, 2)"),
@@ -584,7 +584,7 @@ def test_a_damaged_array_is_named(tmp_path):
     data = bytearray((tmp_path / "t.npz").read_bytes())
     data[data.index(NUMBERS.tobytes()) + 10] ^= 1
     (tmp_path / "t.npz").write_bytes(data)
-    with pytest.raises(ValueError, match=r"t\.npz: array 'target' cannot be read: Bad CRC"):
+    with pytest.raises(ValueError, match=r"target\.npy in .*t\.npz cannot be unzipped: Bad CRC"):
         Table(tmp_path / "t.npz")
 
 
@@ -802,7 +802,7 @@ def test_numbers_are_decoded():
         ),
         (
             lambda: Encoding.from_dict({k: v for k, v in NUMBER.to_dict().items() if k != "std"}),
-            "an encoding needs the field 'std'",
+            "an encoding has no 'std'",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from npmeta.found_structure import structure_report
 from npmeta.parallel import Sharded
 from npmeta.reports import score_json, score_table
 from npmeta.runs import Run
-from npmeta.tasks import Encoding, Omniglot, Sinusoid
+from npmeta.tasks import Omniglot, Sinusoid
 from npmeta.training import Algorithm, evaluate
 
 __all__ = ["adapt_run", "draw", "evaluate_run", "pictures", "plot_run", "score", "show_structure"]
@@ -83,7 +83,7 @@ def _tasks_on(run: Run, data: str) -> TaskDistribution:
     config = run.config
     if config.task == "sinusoid":
         raise ValueError("a sinusoid run has no data to be replaced by --data")
-    encoding = Encoding.from_dict(run.encoding()) if config.task == "table" else None
+    encoding = run.encoding() if config.task == "table" else None
     return config.with_values(data=data, checksum=None, fractions=[0.0, 0.0, 1.0]).tasks(encoding)
 
 

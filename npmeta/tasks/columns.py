@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
+from npmeta._reading import allowed, npz_arrays, read_file
 from npmeta._validation import Array, unknown_name
 from npmeta.tasks.encoding import Encoding
 
@@ -183,10 +184,11 @@ def read_columns(path: Path) -> Columns:
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder, a CSV or NPZ file is expected")
-    data = path.read_bytes()
+    data = read_file(path)
     npz = data.startswith(b"PK") or path.suffix.lower() in (".npz", ".npy")
+    arrays = _arrays(data, path) if npz else {}
     try:
-        cells, parts, lines = _from_npz(data) if npz else _from_csv(data)
+        cells, parts, lines = _from_arrays(arrays, len(data)) if npz else _from_csv(data)
         repeated = _repeated(name for name, _ in cells)
         if repeated is not None:
             raise ValueError(f"two columns are called {repeated!r}")
@@ -251,25 +253,26 @@ def _from_csv(data: bytes) -> _Parts:
     )
 
 
-def _from_npz(data: bytes) -> _Parts:
-    arrays: dict[str, Array] = {}
-    try:
-        loaded = np.load(BytesIO(data), allow_pickle=False)
-    except Exception as error:  # damage shows in many ways
-        raise ValueError(f"not an NPZ file: {error}") from error
-    if isinstance(loaded, np.ndarray):
-        raise ValueError("this is a single array; an NPZ file with a named array a column is expected")
-    with loaded:
-        for name in loaded.files:
-            try:
-                array = loaded[name]
-            except Exception as error:  # damage, or an array of objects, which would run code
-                raise ValueError(f"array {name!r} cannot be read: {error}") from error
-            if not isinstance(array, np.ndarray):
-                raise ValueError(f"{name!r} is not an array: a CSV or NPZ file is expected")
-            arrays[name] = array
+def _arrays(data: bytes, path: Path) -> dict[str, Array]:
+    if data.startswith(b"\x93NUMPY"):
+        raise ValueError(
+            f"{path}: this is a single array; an NPZ file with a named array a column is expected"
+        )
+    arrays = npz_arrays(data, path, "a CSV or NPZ file")
     if not arrays:
-        raise ValueError("the file holds no arrays")
+        raise ValueError(f"{path}: the file holds no arrays")
+    return arrays
+
+
+def _from_arrays(arrays: Mapping[str, Array], size: int) -> _Parts:
+    """Columns of the arrays in a file of so many bytes."""
+    # Every cell becomes a float64, or a string of its own.
+    cells_in_all, most = sum(array.size for array in arrays.values()), allowed(size) // 8
+    if cells_in_all > most:
+        raise ValueError(
+            f"the arrays have {cells_in_all} cells, and at most {most} are expected of {size} bytes; "
+            f"write them without compression"
+        )
     cells: list[tuple[str, Sequence[str] | Array]] = []
     parts: dict[str, Sequence[str]] = {}
     for name, array in arrays.items():

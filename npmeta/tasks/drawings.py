@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from npmeta._files import write_atomically
+from npmeta._reading import SHORT, Members, npz_arrays, read_file
 from npmeta._validation import Array
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.tasks.framing import aligned
@@ -92,21 +93,14 @@ def _archive(path: Path) -> tuple[str, Callable[[], dict[Key, bytes]]]:
     import hashlib
     import zipfile
 
-    data = path.read_bytes()
+    data = read_file(path)
 
     def read() -> dict[Key, bytes]:
         try:
-            archive = zipfile.ZipFile(BytesIO(data))
+            members = Members(data, path)
         except zipfile.BadZipFile as error:
             raise ValueError(f"{path} is neither a folder nor a zip: {error}") from error
-        drawings = {}
-        with archive:
-            for key, name in _drawings(archive.namelist(), path).items():
-                try:
-                    drawings[key] = archive.read(name)
-                except Exception as error:  # damage shows in many ways
-                    raise ValueError(f"{name} in {path} cannot be unzipped: {error}") from error
-        return drawings
+        return {key: members.read(name) for key, name in _drawings(members.names, path).items()}
 
     return hashlib.sha256(data).hexdigest(), read
 
@@ -121,7 +115,7 @@ def _folder(path: Path) -> tuple[str, Callable[[], dict[Key, bytes]]]:
         for pattern in ("*/character*/*", "*/*/character*/*")
         for file in path.glob(pattern)
     )
-    drawings = {key: (path / name).read_bytes() for key, name in _drawings(found, path).items()}
+    drawings = {key: read_file(path / name, SHORT) for key, name in _drawings(found, path).items()}
     digest = hashlib.sha256()
     for key, data in drawings.items():
         digest.update("/".join(key).encode() + b"\0" + hashlib.sha256(data).digest())
@@ -220,20 +214,25 @@ def _cache_file(checksum: str) -> Path | None:
 
 
 def _read_cache(checksum: str) -> tuple[Array, tuple[str, ...]] | None:
-    """Images and names; None if they are not there or not whole."""
+    """Images and names; None if they are not there, not whole or not those of the source."""
     file = _cache_file(checksum)
     if file is None or not file.is_file():
         return None
     try:
-        # np.load would leave a damaged file open if it had opened it itself. The zip that it reads has
-        # a checksum of its own.
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            images, names = arrays["images"], arrays["characters"]
+        arrays = npz_arrays(read_file(file), file)
+        images, names = arrays["images"], tuple(map(str, arrays["characters"]))
+        known = str(arrays["digest"])
     except Exception:  # whatever is wrong with it: the source is there to read again
         return None
-    if images.dtype != np.uint8 or images.shape[2:] != (SIDE, SIDE) or len(names) != len(images):
-        return None
-    return images, tuple(map(str, names))
+    return (images, names) if known == _cache_digest(checksum, images, names) else None
+
+
+def _cache_digest(checksum: str, images: Array, characters: tuple[str, ...]) -> str:
+    """SHA-256 of what is kept of a source: a file of another's images is not believed."""
+    import hashlib
+
+    head = repr((checksum, images.dtype.str, images.shape, characters))
+    return hashlib.sha256(head.encode() + np.ascontiguousarray(images).tobytes()).hexdigest()
 
 
 def _write_cache(checksum: str, images: Array, characters: tuple[str, ...]) -> None:
@@ -242,7 +241,8 @@ def _write_cache(checksum: str, images: Array, characters: tuple[str, ...]) -> N
     if file is None:
         return
     content = BytesIO()
-    np.savez(content, images=images, characters=np.array(characters))
+    digest = np.array(_cache_digest(checksum, images, characters))
+    np.savez(content, images=images, characters=np.array(characters), digest=digest)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content.getvalue())

@@ -9,9 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from npmeta._reading import check_json
 from npmeta._validation import Array, as_array, check_converged, check_finite, unknown_name, unmasked
 
 __all__ = ["Encoding"]
+
+#: Of the fields, as JSON has them.
+KIND = {
+    "features": [str],
+    "target": str,
+    "mean": [float],
+    "std": [float],
+    "target_mean": float,
+    "target_std": float,
+    "classes": (None, [str]),
+}
 
 
 @dataclass(frozen=True)
@@ -184,15 +196,13 @@ class Encoding:
         Raises
         ------
         ValueError
-            If a field is missing, unknown or out of range.
+            If a field is missing, unknown, of another type or out of range.
         """
+        check_json(values, KIND, "an encoding")
         names = [f.name for f in fields(Encoding)]
         for name in values:
             if name not in names:
                 raise unknown_name(name, names, "field of an encoding")
-        for name in names:
-            if name not in values:
-                raise ValueError(f"an encoding needs the field {name!r}")
         return Encoding(**values)
 
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npmeta._files import write_atomically
+from npmeta._reading import check_json, read_json
 from npmeta._validation import Array
 from npmeta.algorithms import MAML
 from npmeta.mlp import MLP
@@ -50,6 +51,29 @@ __all__ = [
 
 NEEDED = ("widths", "activation", "inner_loss", "inner_lr", "inner_steps")
 NORM = ("norm", "adapt_norm", "norm_sets")
+
+#: Of what is read in case.json, as JSON has it; a case of somebody's own has not all of it.
+CASE = {
+    "widths?": [int],
+    "activation?": (str, [str]),
+    "structure?": {},
+    "norm?": (None, str),
+    "adapt_norm?": bool,
+    "norm_sets?": int,
+    "inner_loss?": str,
+    "inner_lr?": (float, []),
+    "inner_steps?": int,
+    "inner_weight_decay?": float,
+    "algorithm?": str,
+    "order?": int,
+    "parameter_order?": [str],
+    "tolerance?": {"float32": float, "float64": float},
+    "acceptable?": {},
+    "wrong?": {"*": {"same_as": [str]}},
+}
+
+#: Inner steps of a case at most: each keeps its parameters.
+MOST_STEPS = 10_000
 
 
 def load_problem(folder: PathLike) -> Problem:
@@ -84,12 +108,13 @@ def read_case(folder: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
         If one of the files is not there, or no such file.
     """
     folder = existing(folder)
-    try:
-        case = json.loads(existing(folder / "case.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        if not isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            raise
-        raise ValueError(f"{folder / 'case.json'} is no JSON: {error}") from None
+    path = existing(folder / "case.json")
+    case = read_json(path)
+    check_json(case, CASE, str(path))
+    if case.get("inner_steps", 0) > MOST_STEPS:
+        raise ValueError(
+            f"{path} has {case['inner_steps']} inner steps; at most {MOST_STEPS} are expected"
+        )
     return case, load_arrays(folder / "tensors.npz")
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 
 from npmeta._blas import one_thread
 from npmeta._files import folder_in_the_making, put_folder, restore_folder, write_atomically
-from npmeta._validation import unknown_name
+from npmeta._reading import check_json, read_file, read_json
+from npmeta._validation import shown, unknown_name
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.verification.golden_algorithms import golden_case
 from npmeta.verification.golden_cases import GoldenCase
@@ -26,6 +28,13 @@ from npmeta.verification.golden_tensors import npz_bytes, safetensors_bytes
 __all__ = ["cases", "check_sums", "inputs_digest", "read_index", "write"]
 
 SUITE = "npmeta golden vectors"
+
+#: Of index.json.
+INDEX = {
+    "cases": [{"id": str, "family": str, "about": str, "inputs_sha256": str}],
+    "files": {"*": str},
+}
+
 SCHEMAS = ("index.schema.json", "case.schema.json")
 
 
@@ -163,10 +172,7 @@ def read_index(folder: PathLike) -> dict[str, Any]:
     restore_folder(Path(folder).expanduser())
     folder = existing(folder)
     path = folder / "index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    index = read_json(path) if path.exists() else None
     if not isinstance(index, dict) or index.get("suite") != SUITE:
         raise ValueError(f"{folder} has no suite of golden vectors: npmeta golden write DIR makes one")
     if index.get("suite_version") != SUITE_VERSION:
@@ -174,13 +180,18 @@ def read_index(folder: PathLike) -> dict[str, Any]:
             f"{folder} has version {index.get('suite_version')} of the suite, this is version "
             f"{SUITE_VERSION}; npmeta golden write DIR makes a new one"
         )
+    check_json(index, INDEX, str(path))
+    for entry in index["cases"]:  # ids are names of folders, and must not lead elsewhere
+        if not re.fullmatch("[a-z0-9_-]+", entry["id"]):
+            raise ValueError(f"{path}: {shown(entry['id'])} is not the id of a case")
     return index
 
 
 def check_sums(folder: Path, files: Mapping[str, str], case: str) -> None:
     """Raise ValueError unless the files of a case are those that were written."""
-    for name, expected in files.items():
-        if name.startswith(f"cases/{case}/"):
-            actual = hashlib.sha256(existing(folder / name).read_bytes()).hexdigest()
-            if actual != expected:
-                raise ValueError(f"{folder / name} has been changed: its SHA-256 is not the index's")
+    for name in ("case.json", "tensors.npz"):
+        name = f"cases/{case}/{name}"
+        if name not in files:
+            raise ValueError(f"{folder / 'index.json'} has no checksum of {name}")
+        if hashlib.sha256(read_file(existing(folder / name))).hexdigest() != files[name]:
+            raise ValueError(f"{folder / name} has been changed: its SHA-256 is not the index's")

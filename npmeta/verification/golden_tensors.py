@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._reading import SHORT, check_json, npy_array, npz_arrays, parse_json, read_file
+from npmeta._validation import Array, shown
 from npmeta.tasks.checks import PathLike, existing
 
 __all__ = ["load_arrays", "npz_bytes", "safetensors_bytes"]
@@ -39,6 +41,9 @@ DTYPES = {
     "U8": "|u1",
     "BOOL": "|b1",
 }
+#: Of the entries in a safetensors header, as JSON has them.
+ENTRY = {"dtype": str, "shape": [int], "data_offsets": [int]}
+
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 
 
@@ -83,44 +88,52 @@ def load_arrays(path: PathLike) -> dict[str, Array]:
         If the file is not there, or is none of these.
     """
     path = existing(path)
+    data = read_file(path)
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    with path.open("rb") as file:
-        beginning = file.read(6)
-    if not beginning.startswith((b"PK", b"\x93NUMPY")):
-        raise ValueError(f"cannot read {path}: it is neither npz nor npy nor .safetensors")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"phi": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except Exception as error:  # damage shows in many ways
-        raise ValueError(f"cannot read {path} as npz: {error}") from None
+        return _safetensors_arrays(data, path)
+    if data.startswith(b"PK"):
+        return npz_arrays(data, path)
+    if data.startswith(b"\x93NUMPY"):
+        return {"phi": npy_array(data, path)}
+    raise ValueError(f"cannot read {path}: it is neither npz nor npy nor .safetensors")
 
 
-def _load_safetensors(path: Path) -> dict[str, Array]:
+def _safetensors_arrays(content: bytes, path: Path) -> dict[str, Array]:
     try:
-        content = path.read_bytes()
-        (length,) = struct.unpack("<Q", content[:8])
-        header = json.loads(content[8 : 8 + length].decode())
-        data = content[8 + length :]
+        length = int.from_bytes(content[:8], "little")
+        if len(content) < 8 or length > min(len(content) - 8, SHORT):
+            raise ValueError(f"its header should have {length} bytes, of {len(content)} in all")
+        header = parse_json(content[8 : 8 + length], "its header")
+        check_json(header, {}, "its header")
         header.pop("__metadata__", None)
-        return {name: _entry(name, entry, data) for name, entry in header.items()}
-    except Exception as error:  # the same
+        data = content[8 + length :]
+        arrays: dict[str, Array] = {}
+        left = len(data)  # arrays that share their bytes would be more than the file has
+        for name, entry in header.items():
+            check_json(entry, ENTRY, f"entry {shown(name)}")
+            arrays[name] = _entry(name, entry, data)
+            left -= arrays[name].nbytes
+            if left < 0:
+                raise ValueError(f"{shown(name)} overlaps others")
+        return arrays
+    except ValueError as error:
         raise ValueError(f"cannot read {path} as safetensors: {error}") from None
 
 
 def _entry(name: str, entry: Mapping[str, Any], data: bytes) -> Array:
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"{name} has dtype {entry['dtype']}; known: {', '.join(DTYPES)}")
-    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), entry["shape"]
-    start, end = entry["data_offsets"]
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        raise ValueError(f"{shown(name)} has dtype {entry['dtype']}; known: {', '.join(DTYPES)}")
+    dtype, shape, offsets = np.dtype(DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+    size = math.prod(shape) * dtype.itemsize
+    if len(offsets) != 2 or min(shape, default=0) < 0 or len(shape) > 32:
+        raise ValueError(f"{shown(name)} has shape {shape} and offsets {offsets}")
+    start, end = offsets
     if not 0 <= start <= end <= len(data) or end - start != size:
         raise ValueError(
             f"{name} of shape {shape} needs {size} bytes, from {start} to {end} of {len(data)}"
         )
+    if dtype.kind == "b" and max(data[start:end], default=0) > 1:
+        raise ValueError(f"{shown(name)} has booleans that are neither 0 nor 1")
     return np.frombuffer(data[start:end], dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
