@@ -1,0 +1,1 @@
+"""What npmeta survives: kills, damaged and hostile files, bad calls, full disks, odd encodings."""
