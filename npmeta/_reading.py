@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from io import BytesIO
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array, shown
+from npmeta._validation import Array, shortened, shown
 
 __all__ = [
     "SHORT",
@@ -136,14 +137,15 @@ class Members:
             if len(content) != entry.file_size:
                 raise ValueError(f"{len(content)} bytes came, {entry.file_size} are expected")
         except Exception as error:  # damage shows in many ways
-            raise ValueError(f"{name} in {self._where} cannot be unzipped: {_said(error)}") from None
+            where = f"{shortened(name)} in {self._where}"
+            raise ValueError(f"{where} cannot be unzipped: {_said(error)}") from None
         return content
 
 
 def _said(error: BaseException) -> str:
     """What an error says, and what it is where that is not clear."""
     named = type(error).__name__ not in ("ValueError", "BadZipFile")
-    text = str(error)
+    text = shortened(" ".join(str(error).split()), 300)
     return f"{type(error).__name__}: {text}" if named and text else text or type(error).__name__
 
 
@@ -303,7 +305,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is None:
         return value is None
     if kind is float:
-        return type(value) in (int, float) and abs(value) <= np.finfo(float).max
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     if kind is int:
         return type(value) is int and -(2**63) <= value < 2**63
     if isinstance(kind, type):

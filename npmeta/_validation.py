@@ -25,6 +25,8 @@ __all__ = [
     "check_flag",
     "is_missing",
     "lookup",
+    "shortened",
+    "shown",
     "unknown_name",
     "unmasked",
 ]
@@ -50,8 +52,15 @@ def unknown_name(name: object, known: list[str], kind: str) -> ValueError:
     by_lower_case = {entry.lower(): entry for entry in known}
     near = get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=NEAR)
     hint = f" (did you mean {by_lower_case[near[0]]!r}?)" if near else ""
-    listed = ", ".join(known[:MOST_LISTED]) + (", ..." if len(known) > MOST_LISTED else "")
-    return ValueError(f"unknown {kind} {name!r}{hint}; known: {listed}")
+    listed = ", ".join(map(shortened, known[:MOST_LISTED])) + (", ..." * (len(known) > MOST_LISTED))
+    came = repr(name) if isinstance(name, str) and len(name) <= LONGEST_SHOWN else shown(name)
+    return ValueError(f"unknown {kind} {came}{hint}; known: {listed}")
+
+
+def shortened(name: str, most: int = LONGEST_SHOWN) -> str:
+    """A name that a file has, for a message: printable, and not long."""
+    text = name if name.isprintable() else ascii(name)[1:-1]
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def lookup(name: str, registry: Mapping[str, Entry], kind: str) -> Entry:

@@ -299,7 +299,11 @@ def _train(args: argparse.Namespace) -> int:
     if task is None:
         raise ValueError(f"train needs a task: {', '.join(TASKS)}")
     chosen = preset(args.preset, task) if args.preset else {}
-    return commands.start_run(Config(task, chosen, from_file, flags), args.out, args.workers)
+    try:
+        config = Config(task, chosen, from_file, flags)
+    except ValueError as error:
+        raise ValueError(f"with {args.config}: {error}" if args.config else str(error)) from None
+    return commands.start_run(config, args.out, args.workers)
 
 
 def _doctor(args: argparse.Namespace) -> int:

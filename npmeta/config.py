@@ -99,12 +99,13 @@ class Config:
 
     @staticmethod
     def read_toml(path: Path) -> tuple[str | None, dict[str, Any]]:
-        """Task and values of a file, unchecked but for their sections.
+        """Task and values of a file, each checked by itself.
 
         Raises
         ------
         ValueError
-            If the file is missing, is not TOML, or has an option in a section that is not its own.
+            If the file is missing, is not TOML, or has an option in a section that is not its own, or
+            of a value that it cannot have.
         """
         try:
             content = read_file(path, SHORT)
@@ -117,6 +118,7 @@ class Config:
         except (ValueError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from None
         sections = {option.name: option.section for option in OPTIONS}
+        checks = {option.name: option.check for option in OPTIONS}
         task = parsed.pop("task", None)
         values: dict[str, Any] = {}
         for key, value in parsed.items():
@@ -134,7 +136,10 @@ class Config:
                         else "the top, above all sections"
                     )
                     raise ValueError(f"{path}: {name} belongs in {place}")
-                values[name] = entry
+                try:
+                    values[name] = checks[name](entry)
+                except ValueError as error:
+                    raise ValueError(f"{path}: {error}") from None
         return task, values
 
     # --- the parts ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from npmeta import activations, losses
-from npmeta._validation import lookup, unknown_name
+from npmeta._validation import lookup, shown, unknown_name
 from npmeta.distances import DISTANCES
 from npmeta.normalisation import NORMS
 from npmeta.optimizers import OPTIMIZERS, SCHEDULES
@@ -128,12 +128,15 @@ class Option:
         return [self._check_one(item) for item in values]
 
     def _check_one(self, value: Any) -> Any:
-        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if whole and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{self.name} must be a number of 64 bits, got {shown(value)}")
+        if self.kind is float and whole:
             value = float(value)
         fits = type(value) is self.kind  # isinstance would take True for an int
         if not fits:
             wanted = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-            raise ValueError(f"{self.name} must be {wanted[self.kind]}, got {value!r}")
+            raise ValueError(f"{self.name} must be {wanted[self.kind]}, got {shown(value)}")
         if self.choices and value not in self.choices:
             raise unknown_name(value, list(self.choices), self.name.replace("_", " "))
         if self.kind is float and not math.isfinite(value):

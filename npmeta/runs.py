@@ -109,7 +109,7 @@ class Checkpoint:
             arrays = npz_arrays(content, path)
             alone = {name: arrays.pop(name) for name in ("members", "iteration", "window")}
             if list(arrays) != alone["members"].tolist():
-                raise ValueError(f"it has {', '.join(arrays)}, not what it was written with")
+                raise ValueError("it has other arrays than it was written with")
             rows = arrays.pop("rows", None)
             named: dict[str, dict[str, Array]] = {"params": {}, "state": {}}
             for name, array in arrays.items():
@@ -222,7 +222,10 @@ class Run:
         task, values = Config.read_toml(self.folder / "config.toml")
         if task is None:
             raise ValueError(f"{self.folder / 'config.toml'} does not name its task")
-        self.config = Config(task, values)
+        try:
+            self.config = Config(task, values)
+        except ValueError as error:
+            raise ValueError(f"{self.folder / 'config.toml'}: {error}") from None
         self._rows: tuple[int, int] | None = None
 
     @classmethod
@@ -414,7 +417,8 @@ class Run:
             warnings.warn(f"{self.folder / 'metrics.csv'} is missing; a new one begins", stacklevel=2)
             self.write("metrics.csv", HEADER)
             self._rows = (0, 0)
-            self.save(checkpoint)  # it counted rows that are no more
+        # It may have counted rows that are no more, and checkpoints before and after it may be left.
+        self.save(checkpoint)
 
     def _counted(self) -> tuple[int, int]:
         """Number and checksum of the rows of metrics.csv."""

@@ -582,7 +582,7 @@ def header(text: bytes) -> bytes:
         (b"", "cannot read"),
         (b"\xff" * 40, "cannot read"),
         (b"\x02\0\0\0\0\0\0\0[]", "cannot read"),
-        (header(b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'), "dtype BF16"),
+        (header(b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'), "dtype 'BF16'"),
         (
             header(b'{"a":{"dtype":"F64","shape":[2],"data_offsets":[0,16]}}'),
             "needs 16 bytes, from 0 to 16 of 0",

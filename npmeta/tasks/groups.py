@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._validation import Array, shortened
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.draws import distinct
 
@@ -66,7 +66,7 @@ def warn_of_skipped(groups: Groups, need: int, stacklevel: int) -> None:
     """Name tasks that have too few rows, if there are any."""
     if not groups.skipped:
         return
-    shown = ", ".join(f"{name} ({rows})" for name, rows in groups.skipped[:10])
+    shown = ", ".join(f"{shortened(name)} ({rows})" for name, rows in groups.skipped[:10])
     more = f" and {len(groups.skipped) - 10} more" if len(groups.skipped) > 10 else ""
     warnings.warn(
         f"tasks with fewer than {need} rows are skipped: {shown}{more}", stacklevel=stacklevel + 1

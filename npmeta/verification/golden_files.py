@@ -119,7 +119,21 @@ def read_case(folder: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def posed(folder: PathLike, case: dict[str, Any], tensors: dict[str, Array]) -> Problem:
-    """The problem that a case poses, with exact second derivatives."""
+    """The problem that a case poses, with exact second derivatives.
+
+    Raises
+    ------
+    ValueError
+        If an entry or a tensor is missing or does not fit; it names the folder.
+    """
+    try:
+        return _posed(folder, case, tensors)
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(said if str(folder) in said else f"{folder}: {said}") from None
+
+
+def _posed(folder: PathLike, case: dict[str, Any], tensors: dict[str, Array]) -> Problem:
     missing = [name for name in NEEDED if name not in case]
     if missing:
         raise ValueError(f"{Path(folder) / 'case.json'} has no {missing[0]!r}")

@@ -177,7 +177,7 @@ def read_index(folder: PathLike) -> dict[str, Any]:
         raise ValueError(f"{folder} has no suite of golden vectors: npmeta golden write DIR makes one")
     if index.get("suite_version") != SUITE_VERSION:
         raise ValueError(
-            f"{folder} has version {index.get('suite_version')} of the suite, this is version "
+            f"{folder} has version {shown(index.get('suite_version'))} of the suite, this is version "
             f"{SUITE_VERSION}; npmeta golden write DIR makes a new one"
         )
     check_json(index, INDEX, str(path))

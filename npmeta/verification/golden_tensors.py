@@ -122,7 +122,7 @@ def _safetensors_arrays(content: bytes, path: Path) -> dict[str, Array]:
 
 def _entry(name: str, entry: Mapping[str, Any], data: bytes) -> Array:
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"{shown(name)} has dtype {entry['dtype']}; known: {', '.join(DTYPES)}")
+        raise ValueError(f"{shown(name)} has dtype {shown(entry['dtype'])}; known: {', '.join(DTYPES)}")
     dtype, shape, offsets = np.dtype(DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
     size = math.prod(shape) * dtype.itemsize
     if len(offsets) != 2 or min(shape, default=0) < 0 or len(shape) > 32:

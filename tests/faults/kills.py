@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from tests.faults.processes import run
-from tests.faults.scenarios import SCENARIOS, Prepared, only_small_suites, prepared, readable, recovered
+from tests.faults.scenarios import SCENARIOS, Prepared, prepared, readable, ready, recovered
 from tests.faults.sweep import Sweep
 
 __all__ = ["SWEEP"]
@@ -17,7 +17,7 @@ KILLS = 1000
 
 
 def prepare(folder: Path) -> list[Prepared]:
-    only_small_suites()
+    ready()
     return [prepared(one, folder / str(i)) for i, one in enumerate(SCENARIOS)]
 
 

@@ -163,7 +163,7 @@ def _become(
     status = 99
     try:
         os.chdir(folder)
-        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        os.environ["XDG_CACHE_HOME"] = str(said)
         for number, name in ((1, "out"), (2, "err")):
             handle = os.open(said / name, os.O_WRONLY | os.O_CREAT)
             os.dup2(handle, number)

@@ -13,10 +13,11 @@ __all__ = [
     "SCENARIOS",
     "Prepared",
     "Scenario",
-    "only_small_suites",
     "prepared",
     "readable",
+    "ready",
     "recovered",
+    "table",
 ]
 
 SMALL = ["--hidden", "4", "--meta-batch", "2", "--checkpoint-every", "2", "--log-every", "1"]
@@ -63,7 +64,7 @@ class Prepared:
     seconds: float
 
 
-def _table() -> str:
+def table() -> str:
     rows = [
         f"{task},{x},{(task * x) % 7},{'abc'[(task + x) % 3]}" for task in range(9) for x in range(6)
     ]
@@ -88,7 +89,7 @@ ROWS = "x,y\n0.5,1\n1.5,2\n"
 
 SCENARIOS = (
     Scenario("train sinusoid", SINUSOID),
-    Scenario("train table", TABLE, files={"t.csv": _table()}),
+    Scenario("train table", TABLE, files={"t.csv": table()}),
     Scenario(
         "resume",
         ["train", "--resume", "run", "--iterations", "9"],
@@ -120,8 +121,13 @@ SCENARIOS = (
 )
 
 
-def only_small_suites() -> None:
-    """Have golden suites of three cases in this process and its children; all take half a minute."""
+def ready() -> None:
+    """Import for all children of this process, and have golden suites of three cases: all take long."""
+    import matplotlib.font_manager  # noqa: F401  # whose first import may write a cache
+
+    import npmeta.cli
+    import npmeta.commands
+    import npmeta.plots  # noqa: F401
     from npmeta.verification import golden_suite
 
     golden_suite.SETTINGS = golden_suite.SETTINGS[:3]
