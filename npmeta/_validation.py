@@ -17,12 +17,20 @@ __all__ = [
     "as_dtype",
     "as_features",
     "as_generator",
+    "as_list",
     "as_number",
     "as_parameters",
+    "as_precision",
+    "as_range",
     "as_whole",
     "check_converged",
     "check_finite",
     "check_flag",
+    "check_function",
+    "check_has",
+    "check_mapping",
+    "check_names",
+    "check_text",
     "is_missing",
     "lookup",
     "shortened",
@@ -201,11 +209,72 @@ def as_number(
     return float(number)
 
 
-def as_whole(value: object, name: str, low: int = 0) -> int:
-    """A whole number of at least ``low``, or a ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+def as_whole(value: Any, name: str, low: int = 0, high: int = 2**64 - 1) -> int:
+    """A whole number from ``low`` to ``high``, or a ValueError."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, got {shown(value)}")
+    if value > high:
+        raise ValueError(f"{name} must be a whole number of at most {high}, got {shown(value)}")
     return int(value)
+
+
+def as_list(value: Any, name: str, kind: str) -> list[Any]:
+    """The items of a list, a tuple or an array with one axis, or a ValueError that names their kind."""
+    flat = value.ndim == 1 if isinstance(value, np.ndarray) else isinstance(value, Sequence)
+    if not flat or isinstance(value, str | bytes):
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
+    return list(value)
+
+
+def as_range(value: Any, name: str) -> tuple[float, float]:
+    """Two finite numbers in order, or a ValueError."""
+    kind = "a range (low, high)"
+    bounds = [as_number(x, name, f"{kind} of finite numbers") for x in as_list(value, name, kind)]
+    if len(bounds) != 2 or bounds[0] > bounds[1]:
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
+    return bounds[0], bounds[1]
+
+
+def as_precision(dtype: object, name: str = "dtype") -> DType:
+    """float32 or float64, or a ValueError."""
+    try:
+        made: DType | None = None if dtype is None else np.dtype(dtype)  # type: ignore[call-overload]
+    except Exception:  # NumPy has many words for what is none
+        made = None
+    if made is None or made not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"{name} must be float32 or float64, got {shown(dtype)}")
+    return made
+
+
+def check_text(value: object, name: str) -> None:
+    """Raise ValueError unless it is a string."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, got {shown(value)}")
+
+
+def check_names(value: Any, name: str, kind: str = "a list of strings") -> None:
+    """Raise ValueError unless it is a list of strings."""
+    if not all(isinstance(item, str) for item in as_list(value, name, kind)):
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
+
+
+def check_mapping(value: object, name: str) -> None:
+    """Raise ValueError unless it is a mapping by name."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} must be a mapping by name, got {shown(value)}")
+
+
+def check_function(value: object, name: str) -> None:
+    """Raise ValueError unless it can be called."""
+    if not callable(value) or isinstance(value, type):
+        raise ValueError(f"{name} must be a function, got {shown(value)}")
+
+
+def check_has(value: object, name: str, kind: str, *methods: str) -> None:
+    """Raise ValueError unless it has the methods of its kind."""
+    if isinstance(value, type) or not all(callable(getattr(value, m, None)) for m in methods):
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
 
 
 def check_flag(value: object, name: str) -> None:

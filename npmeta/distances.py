@@ -14,10 +14,12 @@ Everything here is complex-safe (branches look at the real part only), so that c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from npmeta._validation import Array
 
@@ -27,6 +29,7 @@ __all__ = [
     "WeightedPairsAt",
     "cosine",
     "euclidean",
+    "norm",
     "squared_euclidean",
     "weighted_l1",
 ]
@@ -76,13 +79,16 @@ def euclidean(u: Array, v: Array) -> PairsAt:
     .. math:: d_{ij} = \sqrt{D_{ij}}, \qquad
               \bar D_{ij} = \frac{\bar d_{ij}}{2 d_{ij}}, \quad 0 \text{ where } d_{ij} = 0.
     """
-    D = squared_euclidean(u, v)
-    d = np.sqrt(D.value)
+    r = _differences(u, v)
+    unit = _unit_of(r)
+    scaled = r / unit
+    d = np.sqrt(np.einsum("tijd,tijd->tij", scaled, scaled))  # in units
 
     def pull_back(d_bar: Array) -> tuple[Array, Array]:
-        return D.pull_back(d_bar * _inverse(2 * d))
+        by_pair = (d_bar * _inverse(d))[..., None] * scaled
+        return by_pair.sum(2), -by_pair.sum(1)
 
-    return PairsAt(d, pull_back)
+    return PairsAt(d * unit[..., 0], pull_back)
 
 
 def cosine(u: Array, v: Array) -> PairsAt:
@@ -105,8 +111,11 @@ def cosine(u: Array, v: Array) -> PairsAt:
 
 def _unit(u: Array) -> tuple[Array, Callable[[Array], Array]]:
     """û = u / |u|, 0 for a row of zeros, and the function from its cotangent to ū."""
-    inverse = _inverse(np.sqrt(np.einsum("tid,tid->ti", u, u)))[..., None]
-    u_hat = u * inverse
+    unit = _unit_of(u)
+    scaled = u / unit
+    inverse = _inverse(np.sqrt(np.einsum("tid,tid->ti", scaled, scaled)))[..., None]
+    u_hat = scaled * inverse
+    inverse = inverse / unit
 
     def pull_back(u_hat_bar: Array) -> Array:
         along = np.einsum("tid,tid->ti", u_hat, u_hat_bar)[..., None]
@@ -114,6 +123,17 @@ def _unit(u: Array) -> tuple[Array, Callable[[Array], Array]]:
         return u_bar
 
     return u_hat, pull_back
+
+
+def _unit_of(rows: Array) -> Array:
+    """The power of 2 just above the largest entry of each row ``(..., d)``, 1 of zeros: ``(..., 1)``.
+
+    In such units squares neither overflow nor vanish, and nothing is rounded. Derivatives do not see it:
+    it is constant, but for jumps that change nothing.
+    """
+    largest = np.abs(rows.real).max(-1, keepdims=True)
+    unit: Array = np.ldexp(np.ones_like(largest), np.frexp(largest)[1])
+    return unit
 
 
 def weighted_l1(u: Array, v: Array, w: Array) -> WeightedPairsAt:
@@ -138,6 +158,15 @@ def weighted_l1(u: Array, v: Array, w: Array) -> WeightedPairsAt:
         )
 
     return WeightedPairsAt(size @ w, pull_back)
+
+
+def norm(values: ArrayLike) -> float:
+    """The Euclidean norm of all entries, also where squares would be too small or too large."""
+    array = np.abs(np.asarray(values, dtype=np.float64))
+    largest = float(np.max(array, initial=0))
+    if not 0 < largest < math.inf:
+        return largest
+    return largest * float(np.linalg.norm(array / largest))
 
 
 def _inverse(d: Array) -> Array:

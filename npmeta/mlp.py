@@ -36,7 +36,9 @@ from npmeta._validation import (
     as_dtype,
     as_generator,
     as_parameters,
+    as_precision,
     lookup,
+    shown,
     unmasked,
 )
 from npmeta.activations import Activation
@@ -355,8 +357,7 @@ class MLP:
             If ``dtype`` is another one.
         """
         rng = as_generator(rng)
-        if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise ValueError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+        dtype = as_precision(dtype)
         gains = [f.variance_gain for f in self.activations] + [1.0]
         begin = {"bias": 0.0, "scale": 1.0, "shift": 0.0, "mixture": 0.0, "gate": OPEN}
         layers = []
@@ -401,6 +402,8 @@ class MLP:
         ValueError
             If the number of layers or the shape of one is not this network's.
         """
+        if not isinstance(layers, Sequence) or not all(isinstance(l, Sequence) for l in layers):
+            raise ValueError(f"layers must be a list of lists of arrays, got {shown(layers)}")
         if len(layers) != self.n_layers:
             raise ValueError(f"expected {self.n_layers} layers, got {len(layers)}")
         letters = {"weight": "W", "bias": "b"}

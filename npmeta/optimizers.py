@@ -13,7 +13,8 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from npmeta._validation import Array, lookup
+from npmeta._validation import Array, as_array, as_number, as_whole, check_mapping, lookup
+from npmeta.distances import norm
 
 __all__ = [
     "OPTIMIZERS",
@@ -52,11 +53,13 @@ class Sgd:
     """θ ← θ − η g."""
 
     def init(self, params: Named) -> dict[str, Array]:
+        check_mapping(params, "params")
         return {}
 
     def update(
         self, params: Named, grads: Named, state: Named, lr: float
     ) -> tuple[dict[str, Array], dict[str, Array]]:
+        lr = _check_update(params, grads, state, lr)
         return {name: np.asarray(theta - lr * grads[name]) for name, theta in params.items()}, {}
 
 
@@ -73,15 +76,16 @@ class Momentum:
     beta: float = 0.9
 
     def __post_init__(self) -> None:
-        _check_beta(self.beta, "beta")
-        _as_python_numbers(self, "beta")
+        _set_share(self, "beta")
 
     def init(self, params: Named) -> dict[str, Array]:
+        check_mapping(params, "params")
         return {f"m/{name}": np.zeros_like(theta) for name, theta in params.items()}
 
     def update(
         self, params: Named, grads: Named, state: Named, lr: float
     ) -> tuple[dict[str, Array], dict[str, Array]]:
+        lr = _check_update(params, grads, state, lr, "m")
         new, kept = {}, {}
         for name, theta in params.items():
             m = self.beta * state[f"m/{name}"] + grads[name]
@@ -106,13 +110,13 @@ class Adam:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        _check_beta(self.beta1, "beta1")
-        _check_beta(self.beta2, "beta2")
-        if not self.eps > 0:
-            raise ValueError(f"eps must be positive, got {self.eps}")
-        _as_python_numbers(self, "beta1", "beta2", "eps")
+        _set_share(self, "beta1")
+        _set_share(self, "beta2")
+        eps = as_number(self.eps, "eps", "positive", lambda eps: eps > 0)
+        object.__setattr__(self, "eps", eps)
 
     def init(self, params: Named) -> dict[str, Array]:
+        check_mapping(params, "params")
         moments = {
             f"{moment}/{name}": np.zeros_like(theta)
             for moment in ("m", "v")
@@ -123,6 +127,8 @@ class Adam:
     def update(
         self, params: Named, grads: Named, state: Named, lr: float
     ) -> tuple[dict[str, Array], dict[str, Array]]:
+        lr = _check_update(params, grads, state, lr, "m", "v")
+        _check_like(state, "count", np.zeros(()), "state")
         t = int(state["count"]) + 1
         new: dict[str, Array] = {}
         kept: dict[str, Array] = {"count": np.asarray(t)}
@@ -139,15 +145,32 @@ class Adam:
         return new, kept
 
 
-def _check_beta(beta: float, name: str) -> None:
-    if not 0 <= beta < 1:
-        raise ValueError(f"{name} must lie in [0, 1), got {beta}")
+def _set_share(settings: object, name: str) -> None:
+    """A decay, as Python's number: NumPy's would turn float32 parameters into float64 ones."""
+    share = as_number(getattr(settings, name), name, "a number in [0, 1)", lambda beta: 0 <= beta < 1)
+    object.__setattr__(settings, name, share)
 
 
-def _as_python_numbers(settings: object, *names: str) -> None:
-    """NumPy's float64 would turn float32 parameters into float64 ones; Python's float does not."""
-    for name in names:
-        object.__setattr__(settings, name, float(getattr(settings, name)))
+def _check_update(params: Named, grads: Named, state: Named, lr: float, *moments: str) -> float:
+    """The step size; ValueError unless gradients and moments are of these parameters.
+
+    Arrays of another shape would broadcast, and make parameters of another shape.
+    """
+    for name, arrays in (("params", params), ("grads", grads), ("state", state)):
+        check_mapping(arrays, name)
+    for name, theta in params.items():
+        _check_like(grads, name, theta, "gradient")
+        for moment in moments:
+            _check_like(state, f"{moment}/{name}", theta, "state")
+    return as_number(lr, "lr", "a finite number")
+
+
+def _check_like(arrays: Named, name: str, theta: Array, what: str) -> None:
+    if name not in arrays:
+        raise ValueError(f"{what} {name!r} is missing; there are {', '.join(arrays) or 'none'}")
+    came = as_array(arrays[name], f"{what} {name!r}")
+    if came.shape != np.shape(theta):
+        raise ValueError(f"{what} {name!r} must have shape {np.shape(theta)}, got {came.shape}")
 
 
 #: Every optimizer, by the name configurations use.
@@ -175,8 +198,8 @@ def step(every: int, factor: float = 0.5) -> Schedule:
     ValueError
         If ``every`` is below 1 or ``factor`` is not positive.
     """
-    if every < 1 or not factor > 0:
-        raise ValueError(f"every must be at least 1 and factor positive, got {every} and {factor}")
+    every = as_whole(every, "every", 1)
+    factor = as_number(factor, "factor", "positive", lambda f: f > 0)
     return lambda iteration: factor ** (iteration // every)
 
 
@@ -188,10 +211,8 @@ def cosine(iterations: int, floor: float = 0.0) -> Schedule:
     ValueError
         If ``iterations`` is below 1 or ``floor`` is outside [0, 1].
     """
-    if iterations < 1 or not 0 <= floor <= 1:
-        raise ValueError(
-            f"iterations must be at least 1 and floor lie in [0, 1], got {iterations} and {floor}"
-        )
+    iterations = as_whole(iterations, "iterations", 1)
+    floor = as_number(floor, "floor", "a number in [0, 1]", lambda share: 0 <= share <= 1)
 
     def at(iteration: int) -> float:
         share = min(iteration / iterations, 1.0)
@@ -222,11 +243,12 @@ def clip_by_global_norm(grads: Named, max_norm: float | None) -> tuple[Named, fl
     ValueError
         If ``max_norm`` is not positive.
     """
-    if max_norm is not None and not max_norm > 0:  # a negative one would turn the gradient round
-        raise ValueError(f"max_norm must be positive, got {max_norm}")
-    # Summed in float64: the squares of float32 gradients overflow at 1e19.
-    norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in grads.values()))
-    if max_norm is None or norm <= max_norm:
-        return grads, norm
-    factor = float(max_norm) / norm
-    return {name: np.asarray(g * factor) for name, g in grads.items()}, norm
+    check_mapping(grads, "grads")
+    if max_norm is not None:  # a negative one would turn the gradient round
+        positive = as_number(max_norm, "max_norm", "positive", lambda most: most > 0)
+    # Squares overflow beyond 1e154, and those of float32 gradients from 1e19 on.
+    joint = norm([norm(as_array(g, f"gradient of {name}")) for name, g in grads.items()])
+    if max_norm is None or joint <= positive:
+        return grads, joint
+    factor = positive / joint
+    return {name: np.asarray(g * factor) for name, g in grads.items()}, joint

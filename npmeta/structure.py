@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npmeta import activations
-from npmeta._validation import Array
+from npmeta._validation import Array, as_list, check_flag
 from npmeta.activations import Activation
 from npmeta.parts import Parted, PreActivation, Scheduled, Unmoved, gradient_of, values_of
 from npmeta.softmax import relative_to_largest, softmax, through_softmax
@@ -91,9 +91,9 @@ class Structure:
         given = self.candidates
         if isinstance(given, str | Activation):
             given = [given]
-        if not isinstance(given, Iterable):
-            raise ValueError(f"candidates must be a list of activations, got {given!r}")
-        candidates = tuple(activations.get(name) for name in given)
+        check_flag(self.gates, "gates")
+        check_flag(self.adapt, "adapt")
+        candidates = tuple(map(activations.get, as_list(given, "candidates", "a list of activations")))
         names = [f.name for f in candidates]
         if len(set(names)) < max(len(names), 1):
             raise ValueError(f"candidates must be one or more different activations, got {names}")

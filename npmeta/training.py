@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, as_whole, unmasked
+from npmeta._validation import Array, as_number, as_whole, check_function, check_has, unmasked
 from npmeta.algorithms import MetaGradient, Scores
 from npmeta.algorithms.base import named
 from npmeta.optimizers import Adam, Optimizer, Schedule, clip_by_global_norm, constant
@@ -173,13 +173,17 @@ def meta_train(
     3 9.3
     """
     for name, number in (("outer_lr", outer_lr), ("clip", 1.0 if clip is None else clip)):
-        if not 0 < number < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {number}")
+        as_number(number, name, "positive and finite", lambda x: x > 0)
     for name, number, low in (("meta_batch", meta_batch, 1), ("start", start, 0), ("seed", seed, 0)):
         as_whole(number, name, low)
     as_whole(iterations, "iterations", start)
+    check_has(algorithm, "algorithm", "an algorithm", "meta_gradient")
     _check_sampler(tasks)
     params = named(params)
+    if optimizer is not None:
+        check_has(optimizer, "optimizer", "an optimizer, or left out", "init", "update")
+    if schedule is not None:
+        check_function(schedule, "schedule")
     optimizer = Adam() if optimizer is None else optimizer
     if state is not None:
         _check_state(optimizer.init(params), state)
@@ -298,6 +302,7 @@ def evaluate(
     """
     as_whole(n_tasks, "n_tasks", 1)
     as_whole(seed, "seed")
+    check_has(algorithm, "algorithm", "an algorithm", "evaluate")
     _check_sampler(tasks)
     scores = _scores(algorithm, tasks, named(params), n_tasks, steps, split, seed)
     drawn: Any = tasks

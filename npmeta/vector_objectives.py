@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, DType, as_dtype, as_features
+from npmeta._validation import Array, DType, as_dtype, as_features, as_whole
 from npmeta.objective import Batch, Linearization, Objective, linearize
 from npmeta.weights import Block, Gradient, Scale, Vector
 
 __all__ = ["FunctionObjective", "Quadratic", "VectorLinearization"]
-
-
-def _checked(n_params: int) -> int:
-    if n_params < 1 or int(n_params) != n_params:
-        raise ValueError(f"n_params must be a whole number of at least 1, got {n_params}")
-    return int(n_params)
 
 
 class _OnVector:
@@ -76,7 +70,7 @@ class Quadratic(_OnVector):
     hessian = "exact"
 
     def __init__(self, n_params: int) -> None:
-        self.n_params = _checked(n_params)
+        self.n_params = as_whole(n_params, "n_params", 1)
 
     def __repr__(self) -> str:
         return f"Quadratic({self.n_params})"
@@ -163,7 +157,7 @@ class FunctionObjective(_OnVector):
         value_and_grad: Callable[[Array, Array, Array], tuple[float, Array]],
         hvp: Callable[[Array, Array, Array, Array], Array] | None = None,
     ) -> None:
-        self.n_params = _checked(n_params)
+        self.n_params = as_whole(n_params, "n_params", 1)
         self.value_and_grad = value_and_grad
         self.supplied_hvp = hvp
         self.hessian = "supplied" if hvp is not None else "central difference"

@@ -129,3 +129,20 @@ def test_rows_that_are_near_keep_their_digits():
     at = DISTANCES["euclidean"](u, v)
     assert_close(at.value, np.full((1, 1, 1), 2.0**-20 * np.sqrt(d)), TIGHT)
     assert_close(at.pull_back(np.ones((1, 1, 1)))[0], np.full((1, 1, d), -1 / np.sqrt(d)), TIGHT)
+
+
+@pytest.mark.parametrize("name", ["cosine", "euclidean"])
+@pytest.mark.parametrize(
+    ("dtype", "exponent"), [(np.float64, 660), (np.float64, -660), (np.float32, 80), (np.float32, -80)]
+)
+def test_embeddings_of_any_size_have_distances(name, dtype, exponent):
+    """In units of another power of 2 they are the same, bit for bit, where squares have no place."""
+    rng = np.random.default_rng(0)
+    u, v = (rng.normal(size=(2, n, 5)).astype(dtype) for n in (3, 4))
+    scale = np.ldexp(dtype(1), exponent)
+    at, far = DISTANCES[name](u, v), DISTANCES[name](u * scale, v * scale)
+    of_unit = scale if name == "euclidean" else dtype(1)
+    np.testing.assert_array_equal(far.value, at.value * of_unit)
+    bar = rng.normal(size=at.value.shape).astype(dtype)
+    for here, there in zip(at.pull_back(bar), far.pull_back(bar), strict=True):
+        np.testing.assert_array_equal(there, here * (of_unit / scale))

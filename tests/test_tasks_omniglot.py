@@ -327,7 +327,7 @@ def test_arguments_are_checked(archive, arguments, message):
 
 
 def test_a_seed_too_large_to_draw_from_is_refused(archive):
-    with pytest.raises(ValueError, match=re.escape("0..2**64 - 1")):
+    with pytest.raises(ValueError, match="seed must be a whole number of at most 18446744073709551615"):
         Omniglot(archive, split_seed=2**64)
 
 
@@ -405,9 +405,9 @@ def test_draws_are_checked(tasks):
         tasks.sample(0, 0, 1, split="tests")
     with pytest.raises(ValueError, match=r"unknown split 'tests' \(did you mean 'test'"):
         tasks.classes("tests")
-    with pytest.raises(ValueError, match="seed must lie in"):
+    with pytest.raises(ValueError, match="seed must be a whole number"):
         tasks.sample(-1, 0, 1)
-    with pytest.raises(ValueError, match="n_tasks at least 1"):
+    with pytest.raises(ValueError, match="n_tasks must be a whole number of at least 1"):
         tasks.sample(0, 0, 0)
 
 

@@ -504,7 +504,7 @@ def test_a_csv_that_is_not_utf8(tmp_path, encoding):
         ({"kind": "numbers"}, "unknown kind 'numbers' (did you mean 'number'?)"),
         ({"fractions": (0.5, 0.5)}, "fractions must be the shares"),
         ({"fractions": (0, 0, 1)}, "a table without training tasks needs an encoding, got fractions"),
-        ({"features": "load"}, "features must be a sequence of columns, got the string 'load'"),
+        ({"features": "load"}, "features must be a sequence of columns, got 'load'"),
         ({"features": ["lod"]}, "PATH: unknown column 'lod' (did you mean 'load'?)"),
         ({"features": ["load", "id", "load"]}, "PATH: feature 'load' is given twice"),
         (
@@ -528,7 +528,7 @@ def test_draws_are_checked(prices):
         prices.sample(0, 0, 1, split="tests")
     with pytest.raises(ValueError, match=r"unknown split 'tests' \(did you mean 'test'"):
         prices.task_names("tests")
-    with pytest.raises(ValueError, match="seed must lie in"):
+    with pytest.raises(ValueError, match="seed must be a whole number"):
         prices.sample(-1, 0, 1)
 
 

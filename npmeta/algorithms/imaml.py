@@ -189,7 +189,7 @@ class IMAML:
     ) -> Scores:
         """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` Newton steps."""
         theta = as_theta(params, self.objective.n_params, "iMAML")
-        n_steps = self.inner_steps if steps is None else steps
+        n_steps = self.inner_steps if steps is None else check_steps(steps, "steps")
         support, query = both_sets(self.objective.prepare, tasks, theta.dtype)
         points = [point.phi for point in self._newton(theta, support, n_steps)]
         points += points[-1:] * (n_steps + 1 - len(points))

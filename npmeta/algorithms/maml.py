@@ -18,7 +18,7 @@ from npmeta._validation import (
     as_parameters,
     check_finite,
     check_flag,
-    unknown_name,
+    lookup,
     unmasked,
 )
 from npmeta.adaptation import StepSizes, adapt, inner_loop, pull_back
@@ -114,8 +114,7 @@ class MAML:
         check_steps(self.inner_steps, "inner_steps")
         check_flag(self.first_order, "first_order")
         check_flag(self.learn_inner_lr, "learn_inner_lr")
-        if self.weights not in FORMS:
-            raise unknown_name(self.weights, list(FORMS), "form of weights")
+        lookup(self.weights, dict.fromkeys(FORMS), "form of weights")
         kind = "a number of at least 0"
         decay = as_number(self.inner_weight_decay, "inner_weight_decay", kind, lambda w: w >= 0)
         object.__setattr__(self, "inner_weight_decay", decay)

@@ -68,7 +68,10 @@ def as_rows(X: ArrayLike) -> Array:
         raise ValueError("Complex data not supported: X must hold real numbers")
     if rows.dtype.kind not in "biufO":
         raise ValueError(f"X must hold real numbers, got dtype {rows.dtype}")
-    rows = rows.astype(np.float64)
+    try:
+        rows = rows.astype(np.float64)
+    except (TypeError, OverflowError, ValueError) as error:  # what is no number
+        raise ValueError(f"X must hold real numbers: {error}") from None
     if rows.ndim == 2 and not rows.shape[1]:
         raise ValueError(f"0 feature(s) (shape={rows.shape}) while a minimum of 1 is required.")
     if rows.ndim != 2 or 0 in rows.shape:

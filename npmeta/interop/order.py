@@ -9,6 +9,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
+from npmeta._validation import check_names
+
 __all__ = ["Layer", "Norm", "Path", "in_order", "widths_of", "with_norms"]
 
 #: The keys that lead to an array.
@@ -57,6 +59,7 @@ def in_order(
     before gives. Else names decide, and where they do not, widths: those of the network, if known.
     """
     if order is not None:
+        check_names(order, "order")
         by_name = {layer.name: layer for layer in layers}
         if sorted(order) != sorted(by_name):
             raise ValueError(f"order must name the layers {sorted(by_name)}, got {list(order)}")

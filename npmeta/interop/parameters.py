@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, as_parameters
+from npmeta._validation import Array, as_parameters, shown
 from npmeta.interop.arrays import make_like, to_numpy
 from npmeta.interop.order import Layer, Path, widths_of
 from npmeta.interop.structures import at, find_layers, path_name, rebuilt
@@ -168,6 +168,8 @@ def _gathered(
     read: Callable[[Any, str], Any],
 ) -> Array:
     """theta from what ``read(array, name)`` makes of each array."""
+    if model is not None and not isinstance(model, MLP):
+        raise ValueError(f"model must be an MLP, got {shown(model)}")
     if model is not None and model.structure is not None:
         raise ValueError(f"interop has no place for a learned structure, and the model is {model!r}")
     if model is not None and model.norm_sets > 1:

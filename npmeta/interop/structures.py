@@ -8,6 +8,7 @@ from copy import copy
 from itertools import pairwise
 from typing import Any
 
+from npmeta._validation import shown
 from npmeta.interop.arrays import is_array, is_tensor
 from npmeta.interop.norms import check_scales
 from npmeta.interop.order import Layer, Norm, Path, in_order, with_norms
@@ -194,8 +195,8 @@ def find_layers(
         If there is anything in it but matrices and biases in pairs, and scales and shifts in pairs, or
         the shapes, the layout or the order do not fit together.
     """
-    if layout is not None and layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+    if layout is not None and not (isinstance(layout, str) and layout in LAYOUTS):
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {shown(layout)}")
     structure = opened(params)
     parts: dict[str, dict[str, Path]] = {}
     statistics: list[Path] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, as_features
+from npmeta._validation import Array, as_array, as_features, shown
 
 __all__ = ["TaskBatch"]
 
@@ -78,9 +78,24 @@ class TaskBatch:
         return len(self.support_x)
 
     def __getitem__(self, tasks: slice | list[int] | Array) -> TaskBatch:
-        """The tasks of a slice or of a list of indices, as a batch."""
+        """The tasks of a slice or of a list of indices, as a batch.
+
+        Raises
+        ------
+        ValueError
+            If it is something else.
+        IndexError
+            If there is no such task.
+        """
         if not isinstance(tasks, slice):
-            tasks = np.atleast_1d(tasks)
+            indices = np.atleast_1d(as_array(tasks, "tasks"))
+            if indices.dtype.kind not in "iub" or indices.ndim != 1:
+                raise ValueError(
+                    f"tasks must be a slice or a list of whole numbers, got {shown(tasks)}"
+                )
+            if indices.dtype.kind == "b" and len(indices) != len(self):
+                raise ValueError(f"there are {len(self)} tasks, got {len(indices)} flags")
+            tasks = indices
         return TaskBatch(
             self.support_x[tasks], self.support_y[tasks], self.query_x[tasks], self.query_y[tasks]
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, lookup
+from npmeta._validation import Array, as_whole, lookup
 
 __all__ = ["SPLITS", "check_draw", "distinct", "split_up", "uniforms"]
 
@@ -54,13 +54,10 @@ def uniforms(
 def check_draw(seed: int, iteration: int, start: int, n_tasks: int, split: str) -> None:
     """Raise ValueError unless these can name tasks."""
     lookup(split, SPLITS, "split")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must lie in 0..2**64 - 1, got {seed}")
-    if iteration < 0 or start < 0 or n_tasks < 1:
-        raise ValueError(
-            f"iteration and start must be at least 0 and n_tasks at least 1, got {iteration}, "
-            f"{start} and {n_tasks}"
-        )
+    as_whole(seed, "seed")
+    as_whole(iteration, "iteration", high=2**128 - 1)  # half of the counter
+    as_whole(start, "start")
+    as_whole(n_tasks, "n_tasks", 1)
 
 
 def split_up(n: int, fractions: Sequence[float], seed: int, what: str) -> dict[str, Array]:

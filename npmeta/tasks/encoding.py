@@ -10,7 +10,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from npmeta._reading import check_json
-from npmeta._validation import Array, as_array, check_converged, check_finite, unknown_name, unmasked
+from npmeta._validation import (
+    Array,
+    as_array,
+    as_number,
+    check_converged,
+    check_finite,
+    check_names,
+    check_text,
+    shown,
+    unknown_name,
+    unmasked,
+)
 
 __all__ = ["Encoding"]
 
@@ -77,9 +88,19 @@ class Encoding:
     classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("features", "mean", "std", "classes"):  # JSON has lists
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_names(self.features, "features")
+        check_text(self.target, "target")
+        if self.classes is not None:
+            check_names(self.classes, "classes")
+            object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "features", tuple(self.features))
+        for name in ("mean", "std"):
+            numbers = as_array(getattr(self, name), name, "iuf")
+            if numbers.ndim != 1:
+                raise ValueError(f"{name} must have a number for each feature, got {shown(numbers)}")
+            object.__setattr__(self, name, tuple(numbers.tolist()))
+        for name in ("target_mean", "target_std"):
+            object.__setattr__(self, name, as_number(getattr(self, name), name, "a finite number"))
         n = len(self.features)
         if not n or len(set(self.features)) < n:
             raise ValueError(f"features must be different columns, at least one, got {self.features}")

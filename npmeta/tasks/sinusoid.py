@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._validation import Array, as_number, as_range
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import check_counts
 from npmeta.tasks.draws import uniforms
@@ -59,11 +59,9 @@ class Sinusoid:
     def __post_init__(self) -> None:
         check_counts(self, shots=1, queries=1)
         for name in ("amplitude", "phase", "frequency", "x"):
-            bounds = getattr(self, name)
-            if len(bounds) != 2 or not -math.inf < bounds[0] <= bounds[1] < math.inf:
-                raise ValueError(f"{name} must be a range (low, high), got {bounds}")
-        if not 0 <= self.noise < math.inf:
-            raise ValueError(f"noise must be at least 0, got {self.noise}")
+            object.__setattr__(self, name, as_range(getattr(self, name), name))
+        noise = as_number(self.noise, "noise", "at least 0", lambda sd: sd >= 0)
+        object.__setattr__(self, "noise", noise)
 
     def sample(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array, check_flag, lookup
+from npmeta._validation import Array, check_flag, check_names, check_text, lookup, shown
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import PathLike, check_counts, check_fractions, existing
 from npmeta.tasks.columns import Columns, ordered, read_columns
@@ -111,6 +111,12 @@ class Table:
         encoding: Encoding | None = None,
     ) -> None:
         check_flag(standardise, "standardise")
+        check_text(task, "task")
+        check_text(target, "target")
+        if features is not None:
+            check_names(features, "features", "a sequence of columns")
+        if encoding is not None:
+            _check_encoding(encoding)
         self._set(path=path, shots=shots, queries=queries, task=task, standardise=standardise)
         self._set(split_seed=split_seed, fractions=check_fractions(fractions))
         check_counts(self, shots=1, queries=1, split_seed=0)
@@ -274,6 +280,8 @@ def read_rows(
     ValueError
         As for :class:`Table`; also if a class is not one of the encoding's.
     """
+    _check_encoding(encoding)
+    check_flag(with_target, "with_target")
     columns = read_columns(existing(path))
     x = encoding.encode(columns.matrix(columns.features(encoding.features)))
     if not with_target:
@@ -281,6 +289,11 @@ def read_rows(
     y = columns.targets(encoding.target, encoding.kind)
     columns.check_classes(y, np.arange(len(y)), encoding)
     return x, encoding.encode_targets(y)
+
+
+def _check_encoding(encoding: object) -> None:
+    if not isinstance(encoding, Encoding):
+        raise ValueError(f"encoding must be an Encoding, got {shown(encoding)}")
 
 
 def _check_agreement(

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array, check_finite, unmasked
+from npmeta._validation import Array, as_precision, check_finite, check_function, unmasked
 from npmeta.verification.differences import Difference
 
 __all__ = ["SAFETY", "Function", "Layout", "ValueAndGradient", "derivative_bar", "why_wide"]
@@ -104,6 +104,8 @@ class Function:
     """
 
     def __init__(self, function: ValueAndGradient, x: Any, precision: DTypeLike | None) -> None:
+        check_function(function, "function")
+        judged = None if precision is None else as_precision(precision, "precision")
         self._function = function
         self.layout = Layout(x)
         value, gradient = self._call(self.layout.vector)
@@ -113,7 +115,7 @@ class Function:
         several = isinstance(gradient, Mapping | list | tuple)
         dtypes = [np.asarray(part).dtype for part in (parts if several else [gradient])]
         coarse = max((d for d in [self.layout.dtype, *dtypes] if d.kind == "f"), key=_eps)
-        self.dtype = np.dtype(precision) if precision is not None else coarse
+        self.dtype = coarse if judged is None else judged
         self.value, self.gradient = self(self.layout.vector)
 
     @property

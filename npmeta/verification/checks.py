@@ -7,13 +7,14 @@ with a verdict of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array
+from npmeta._validation import Array, as_generator, as_whole, check_function, shown
+from npmeta.distances import norm
 from npmeta.verification.callables import (
     SAFETY,
     Function,
@@ -22,7 +23,7 @@ from npmeta.verification.callables import (
     why_wide,
 )
 from npmeta.verification.differences import differentiate
-from npmeta.verification.reports import Report, judge, norm
+from npmeta.verification.reports import Report, judge
 
 __all__ = ["check_batched", "check_deterministic", "check_gradient", "check_hvp"]
 
@@ -66,7 +67,7 @@ def check_gradient(
     True
     """
     f = Function(function, x, precision)
-    rng, size = np.random.default_rng(seed), f.layout.sizes()
+    rng, size = as_generator(seed, "seed"), f.layout.sizes()
     owners, directions = [], []
     for name, at in f.layout.blocks.items():
         for v in _directions(f.gradient[at], rng):
@@ -123,9 +124,11 @@ def check_hvp(
         A finding for each block of H v; "symmetry", ⟨u, Hv⟩ = ⟨v, Hu⟩; and "linearity",
         H(2u − 3v) = 2Hu − 3Hv.
     """
+    check_function(hvp, "hvp")
+    rng = as_generator(seed, "seed")
     f = Function(function, x, precision)
     size = f.layout.sizes()
-    u, v = size * np.random.default_rng(seed).normal(size=(2, size.size))
+    u, v = size * rng.normal(size=(2, size.size))
 
     def product(direction: Array, point: Array = f.layout.vector) -> Array:
         built = f.layout.build(point), f.layout.build(direction)
@@ -173,6 +176,7 @@ def check_hvp(
 
 def check_deterministic(function: ValueAndGradient, x: Any, *, times: int = 3) -> Report:
     """Does the same x give the same value and gradient, to the last bit?"""
+    as_whole(times, "times", 2)
     f = Function(function, x, None)
     again = [f(f.layout.vector) for _ in range(times - 1)]
     value_off = max(abs(value - f.value) for value, _ in again)
@@ -201,6 +205,9 @@ def check_batched(
     tasks : TaskBatch
         Or anything with a length whose slices are such batches.
     """
+    check_function(function, "function")
+    if not hasattr(tasks, "__len__") or not hasattr(tasks, "__getitem__") or isinstance(tasks, Mapping):
+        raise ValueError(f"tasks must be a TaskBatch, or have a length and slices, got {shown(tasks)}")
     f = Function(lambda point: function(point, tasks), x, precision)
     one_by_one = [
         Function(lambda point, t=t: function(point, tasks[t : t + 1]), x, precision)  # type: ignore[misc]  # t=t

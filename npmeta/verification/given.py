@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, as_parameters
+from npmeta._validation import Array, as_parameters, shown
 from npmeta.adaptation import _grid
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
@@ -28,6 +28,12 @@ ROUNDINGS = 8
 
 #: Numbers that the parameters of one stack of tasks may be: 64 MiB if complex.
 STACK = 2**22
+
+
+def check_maml(maml: object) -> None:
+    """Raise ValueError unless it is a MAML, or one of its kin."""
+    if not isinstance(maml, MAML):
+        raise ValueError(f"maml must be a MAML, got {shown(maml)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +73,9 @@ class Given:
     @staticmethod
     def of(maml: MAML, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> Given:
         """Data and step sizes rounded to the dtype of theta, as MAML rounds them."""
+        check_maml(maml)
+        if not isinstance(tasks, TaskBatch):
+            raise ValueError(f"tasks must be a TaskBatch, got {shown(tasks)}")
         objective, S = maml.objective, maml.inner_steps
         theta = as_parameters(named(params)["theta"], objective.n_params)
         if theta.ndim != 1 or theta.dtype.kind != "f":

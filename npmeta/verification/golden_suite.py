@@ -17,8 +17,8 @@ import numpy as np
 from npmeta._blas import one_thread
 from npmeta._files import folder_in_the_making, put_folder, restore_folder, write_atomically
 from npmeta._reading import check_json, read_file, read_json
-from npmeta._validation import shown, unknown_name
-from npmeta.tasks.checks import PathLike, existing
+from npmeta._validation import check_names, shown, unknown_name
+from npmeta.tasks.checks import PathLike, as_path, existing
 from npmeta.verification.golden_algorithms import golden_case
 from npmeta.verification.golden_cases import GoldenCase
 from npmeta.verification.golden_families import SETTINGS, SUITE_VERSION
@@ -67,8 +67,10 @@ def write(folder: PathLike, only: Sequence[str] | None = None) -> Path:
     ValueError
         If the folder has other files in it, or an id is unknown.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     known = cases()
+    if only is not None:
+        check_names(only, "only")
     for id in only or ():
         if id not in known:
             raise unknown_name(id, list(known), "case")
@@ -169,7 +171,7 @@ def read_index(folder: PathLike) -> dict[str, Any]:
     ValueError
         If there is none, or it is that of another version.
     """
-    restore_folder(Path(folder).expanduser())
+    restore_folder(as_path(folder))
     folder = existing(folder)
     path = folder / "index.json"
     index = read_json(path) if path.exists() else None

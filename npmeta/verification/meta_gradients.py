@@ -12,11 +12,12 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta._validation import Array, unmasked
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
+from npmeta.distances import norm
 from npmeta.objective import Objective, Risk
 from npmeta.tasks import TaskBatch
 from npmeta.verification.kinks import at_kinks
 from npmeta.verification.oracle import Reference, meta_gradient
-from npmeta.verification.reports import Finding, Report, Verdict, judge, norm
+from npmeta.verification.reports import Finding, Report, Verdict, judge
 
 __all__ = ["SecondOrder", "blocks", "check_meta_gradient", "compare", "second_order"]
 

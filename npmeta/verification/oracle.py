@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, lookup
+from npmeta._validation import Array, as_precision, lookup
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
 from npmeta.objective import Batch, Objective
 from npmeta.tasks import TaskBatch
 from npmeta.verification.differences import Difference, differentiate
-from npmeta.verification.given import Given, tiny_step, value_and_gradient
+from npmeta.verification.given import Given, check_maml, tiny_step, value_and_gradient
 from npmeta.verification.kinks import nearest_kink
 
 __all__ = ["Reference", "complex_step", "extended", "meta_gradient", "richardson"]
@@ -126,7 +126,7 @@ def meta_gradient(
         _check_complex_safe(given)
     with np.errstate(all="ignore"):  # a loop that runs away is for the caller to see
         base = _adjoint(given.cast(np.float64), product)
-        judged = np.dtype(given.theta.dtype if precision is None else precision)
+        judged = given.theta.dtype if precision is None else as_precision(precision, "precision")
         samples = [
             _adjoint(given.moved(np.random.default_rng(trial), judged), product)
             for trial in range(trials)
@@ -272,6 +272,7 @@ def _distance(a: Any, b: Any) -> Any:
 
 
 def _refuse_first_order(maml: MAML) -> None:
+    check_maml(maml)
     if maml.first_order:
         raise ValueError(
             "the first-order meta-gradient is the derivative of nothing; use meta_gradient"

@@ -22,11 +22,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from npmeta._validation import Array
 
-__all__ = ["Finding", "Report", "Verdict", "judge", "norm", "worst"]
+__all__ = ["Finding", "Report", "Verdict", "judge", "worst"]
 
 #: A bar wider than this share of the scale decides nothing.
 RESOLUTION = 0.1
@@ -79,15 +78,6 @@ class Finding:
     def relative_bar(self) -> float:
         """``bar / scale``; 0 where both are 0."""
         return _ratio(self.bar, self.scale)
-
-
-def norm(values: ArrayLike) -> float:
-    """The Euclidean norm, also where squares of the values would be too small or too large."""
-    array = np.abs(np.asarray(values, dtype=np.float64))
-    largest = float(np.max(array, initial=0))
-    if not 0 < largest < math.inf:
-        return largest
-    return largest * float(np.linalg.norm(array / largest))
 
 
 def judge(

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array
+from npmeta._validation import Array, as_generator
+from npmeta.distances import norm
 from npmeta.verification.callables import SAFETY, Function, ValueAndGradient, derivative_bar, why_wide
 from npmeta.verification.differences import Difference, differentiate, roughness
-from npmeta.verification.reports import Finding, Report, Verdict, judge, norm
+from npmeta.verification.reports import Finding, Report, Verdict, judge
 
 __all__ = ["check_taylor"]
 
@@ -48,7 +49,7 @@ def check_taylor(
         ``.curves`` has "h" and the remainders of orders "0", "1" and, with ``hvp``, "2".
     """
     f = Function(function, x, precision)
-    v = f.layout.sizes() * np.random.default_rng(seed).normal(size=f.gradient.size)
+    v = f.layout.sizes() * as_generator(seed, "seed").normal(size=f.gradient.size)
     v = np.where(f.gradient < 0, -np.abs(v), np.where(f.gradient > 0, np.abs(v), v))  # ⟨g, v⟩ is large
     h = 0.5 ** np.arange(1, LEVELS + 1)
 
