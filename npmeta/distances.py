@@ -128,8 +128,8 @@ def _unit(u: Array) -> tuple[Array, Callable[[Array], Array]]:
 def _unit_of(rows: Array) -> Array:
     """The power of 2 just above the largest entry of each row ``(..., d)``, 1 of zeros: ``(..., 1)``.
 
-    In such units squares neither overflow nor vanish, and nothing is rounded. Derivatives do not see it:
-    it is constant, but for jumps that change nothing.
+    In such units squares neither overflow nor vanish, and nothing is rounded. For derivatives it is a
+    constant: where it jumps, nothing changes.
     """
     largest = np.abs(rows.real).max(-1, keepdims=True)
     unit: Array = np.ldexp(np.ones_like(largest), np.frexp(largest)[1])

@@ -35,7 +35,7 @@ SWEEP = Sweep(
     "disks",
     "A disk that is full from each write on, with room for none, half or nearly all of it; the command "
     "says so in one line, and made good it is the same, bit for bit.",
-    25,
+    9,
     prepare,
     lambda state: len(ROOMS) * sum(len(one.writes) for one in state),
     trial,

@@ -44,7 +44,7 @@ SWEEP = Sweep(
     "kills",
     "SIGKILL at every event of the file system, in the middle of every write and at random times; "
     "whatever is left can be read, and made good it is the same, bit for bit.",
-    40,
+    16,
     prepare,
     lambda state: max(KILLS, sum(one.points for one in state)),
     trial,

@@ -337,7 +337,7 @@ SWEEP = Sweep(
     "mutations",
     "Damaged and hostile inputs to everything that reads a file, and to commands as a whole: read, or "
     "refused in one line that names the file, within ten seconds and 1 GiB; nothing else changed.",
-    3000,
+    1500,
     prepare,
     lambda state: TRIALS,
     trial,
