@@ -28,7 +28,7 @@ __all__ = ["SWEEP"]
 TRIALS = 500_000
 
 #: One in so many is a whole command on a run or a suite with a damaged file; the others are read only.
-COMMANDS = 40
+COMMANDS = 200
 
 LONGEST, MOST = 10, 2**30  # seconds, bytes
 
@@ -170,7 +170,10 @@ def _subjects(folder: Path) -> Iterator[Subject]:
     yield Subject("cache.npz", "npz", buffer.getvalue(), read_cache, exact=True)
 
     suite = golden.write(folder / "suite", only=["base"])
-    case = suite / "cases" / "base"
+    case = folder / "case"
+    maml, sinusoid = nm.MAML(nm.MLP([1, 3, 1], "tanh"), "mse", 0.1, 2), nm.tasks.Sinusoid(2, 2)
+    problem = nm.Problem(maml, maml.init(0)["theta"], sinusoid.sample(0, 0, 2))
+    golden_files.save_problem(case, problem)
     answers = {f"meta_grad.{i}.{n}": rng.normal(size=3) for i in range(2) for n in ("weight", "bias")}
     yield Subject("a.npz", "npz", golden_tensors.npz_bytes(answers), golden_tensors.load_arrays)
     buffer = io.BytesIO()
@@ -192,7 +195,6 @@ def _subjects(folder: Path) -> Iterator[Subject]:
 
     yield Subject("case.json", "json", (case / "case.json").read_bytes(), read_case)
     yield Subject("tensors.npz", "npz", (case / "tensors.npz").read_bytes(), read_case)
-    assert nm.__version__
 
 
 @contextmanager
