@@ -4,22 +4,22 @@ Hand-written passes and Hessian-vector products of multilayer perceptrons, and f
 meta-gradient of MAML, for batches of tasks on a CPU.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from npmeta import algorithms, tasks
-from npmeta.activations import Activation
-from npmeta.algorithms import MAML, MetaGradient, Scores
-from npmeta.found_structure import harden, structure_report
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Linearization, Objective, Risk
-from npmeta.structure import Structure
-from npmeta.tasks import TaskBatch
-from npmeta.training import evaluate, meta_train
-from npmeta.vector_objectives import FunctionObjective, Quadratic
-
 if TYPE_CHECKING:
-    from npmeta import verification
+    from npmeta import algorithms, tasks, verification
+    from npmeta._validation import DivergedError
+    from npmeta.activations import Activation
+    from npmeta.algorithms import MAML, MetaGradient, Scores
+    from npmeta.found_structure import harden, structure_report
+    from npmeta.losses import Loss
+    from npmeta.mlp import MLP
+    from npmeta.objective import Linearization, Objective, Risk
+    from npmeta.structure import Structure
+    from npmeta.tasks import TaskBatch
+    from npmeta.training import evaluate, meta_train
+    from npmeta.vector_objectives import FunctionObjective, Quadratic
     from npmeta.verification import Diagnosis, Problem, diagnose
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "MLP",
     "Activation",
     "Diagnosis",
+    "DivergedError",
     "FunctionObjective",
     "Linearization",
     "Loss",
@@ -51,11 +52,39 @@ __all__ = [
     "verification",
 ]
 
+#: Where the names above are defined. They are imported when they are first asked for: training does
+#: without what verifies, and the program has its signals in order before it imports much.
+_HOMES = {
+    "_validation": ("DivergedError",),
+    "activations": ("Activation",),
+    "algorithms": ("MAML", "MetaGradient", "Scores"),
+    "found_structure": ("harden", "structure_report"),
+    "losses": ("Loss",),
+    "mlp": ("MLP",),
+    "objective": ("Linearization", "Objective", "Risk"),
+    "structure": ("Structure",),
+    "tasks": ("TaskBatch",),
+    "training": ("evaluate", "meta_train"),
+    "vector_objectives": ("FunctionObjective", "Quadratic"),
+    "verification": ("Diagnosis", "Problem", "diagnose"),
+}
+
+#: Modules that are used by their names, as ``npmeta.losses.get`` is.
+_MODULES = ("activations", "algorithms", "losses", "optimizers", "tasks", "verification")
+
 
 def __getattr__(name: str) -> Any:
-    # What verifies takes as long to import as all the rest, and training does without it.
-    if name in ("Diagnosis", "Problem", "diagnose", "verification"):
-        import npmeta.verification as verification
+    found: Any
+    if name in _MODULES:
+        found = import_module(f"npmeta.{name}")
+    else:
+        home = next((home for home, names in _HOMES.items() if name in names), None)
+        if home is None:
+            raise AttributeError(f"module 'npmeta' has no attribute {name!r}")
+        found = getattr(import_module(f"npmeta.{home}"), name)
+    globals()[name] = found
+    return found
 
-        return verification if name == "verification" else getattr(verification, name)
-    raise AttributeError(f"module 'npmeta' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -409,18 +408,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"npmeta: error: standard output is not complete: {out.lost}")
             return 2
     return status
-
-
-def command() -> NoReturn:
-    """The program: main, and the end of the process."""
-    try:
-        status = main()
-        # All is done and said, and while Python ends an interrupt would only be a traceback.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-    except KeyboardInterrupt:  # between the end of the one and the beginning of the other
-        status = 130
-    sys.exit(status)
 
 
 def _say(message: str) -> None:

@@ -7,12 +7,15 @@ task, a preset, a TOML file, the command line.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from npmeta._reading import SHORT, read_file
-from npmeta._validation import unknown_name
+from npmeta._validation import shown, unknown_name
 from npmeta.algorithms.base import MetaLearner
 from npmeta.optimizers import Schedule, constant, cosine, step
 from npmeta.options import TASKS
@@ -112,9 +115,7 @@ class Config:
         except FileNotFoundError:
             raise ValueError(f"no such file: {path}") from None
         try:
-            parsed = _toml().loads(
-                content.decode("utf-8-sig")
-            )  # editors put a byte order mark in front
+            parsed = _parsed(content.decode("utf-8-sig"))  # editors put a byte order mark in front
         except (ValueError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from None
         sections = {option.name: option.section for option in OPTIONS}
@@ -235,14 +236,50 @@ def _version() -> str:
     return __version__
 
 
-def _toml() -> Any:
-    """A TOML reader: the standard library's from Python 3.11 on, before that the extra's."""
-    try:
-        import tomllib
-    except ImportError:
+def _parsed(text: str) -> dict[str, Any]:
+    """A TOML document, by the standard library from Python 3.11 on, or by tomli if that is there.
+
+    Without either, :func:`_plain_toml` reads what npmeta itself writes.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    for module in ("tomllib", "tomli"):
+        with suppress(ImportError):
+            found: dict[str, Any] = import_module(module).loads(text)
+            return found
+    return _plain_toml(text)
+
+
+def _plain_toml(text: str) -> dict[str, Any]:
+    """A document of comments, ``[section]`` and ``name = value``, with values as JSON has them."""
+    document: dict[str, Any] = {}
+    section = document
+    for number, line in enumerate(text.splitlines(), start=1):
+        content = line.strip()
+        if not content or content.startswith("#"):
+            continue
+        head = re.fullmatch(r"\[([A-Za-z0-9_-]+)\]\s*(#.*)?", content)
+        entry = re.fullmatch(r"([A-Za-z0-9_-]+)\s*=\s*(.+)", content)
         try:
-            import tomli
-        except ImportError:
-            raise ImportError("Python 3.10 reads TOML with tomli: pip install 'npmeta[toml]'") from None
-        return tomli
-    return tomllib
+            if head and head[1] not in document:
+                section = document[head[1]] = {}
+            elif entry and entry[1] not in section:
+                section[entry[1]] = _plain_value(entry[2])
+            else:
+                raise ValueError(f"{shown(content)} is neither [section] nor name = value, or again")
+        except ValueError as error:
+            raise ValueError(
+                f"line {number}: {error} (Python 3.10 reads more than what npmeta writes with tomli: "
+                f"pip install tomli)"
+            ) from None
+    return document
+
+
+def _plain_value(text: str) -> Any:
+    value, end = json.JSONDecoder().raw_decode(text)
+    if re.fullmatch(r"\s*(#.*)?", text[end:]) is None or value is None or isinstance(value, dict):
+        raise ValueError(f"{shown(text)} is no plain value")
+    return value

@@ -36,7 +36,8 @@ def _figure(*grid: int, size: tuple[float, float], **options: Any) -> tuple[Figu
     try:
         figure_class = _figure_class()
     except ImportError:
-        raise ImportError("pictures need matplotlib: pip install 'npmeta[plot]'") from None
+        need = "pictures need matplotlib, the extra npmeta[plot]: pip install matplotlib"
+        raise ImportError(need) from None
     figure = figure_class(figsize=size, layout="constrained")
     axes = figure.subplots(*grid, **options)
     for ax in np.atleast_1d(axes).flat:

@@ -14,11 +14,11 @@ from scipy.special import expit, softmax
 
 from npmeta import losses
 from npmeta._reading import read_file
-from npmeta._validation import Array, check_converged
+from npmeta._validation import Array, check_converged, shortened
 from npmeta.runs import Run
 from npmeta.tasks import Encoding, read_image, read_rows
 from npmeta.tasks.checks import existing
-from npmeta.tasks.columns import read_columns, read_csv
+from npmeta.tasks.columns import LONGEST, read_columns, read_csv
 
 __all__ = ["predict"]
 
@@ -112,7 +112,7 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
         header, rows, _ = read_csv(read_file(existing(path)))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {shortened(str(error), LONGEST)}") from None
     return header, rows
 
 

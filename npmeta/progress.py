@@ -45,7 +45,10 @@ class Progress:
         try:
             from tqdm import tqdm
         except ImportError:
-            print("(pip install 'npmeta[progress]' for a progress bar)", file=self.stream)
+            print(
+                "(for a bar, the extra npmeta[progress]: pip install tqdm)",
+                file=self.stream,
+            )
             return None
         return tqdm(
             total=self.total,

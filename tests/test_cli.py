@@ -704,7 +704,7 @@ def test_a_damaged_run_is_answered_in_one_line(capsys, tmp_path):
 
 def test_a_missing_extra_is_named(trained, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install 'npmeta[plot]'" in fails(capsys, "plot", trained[0])
+    assert "the extra npmeta[plot]: pip install matplotlib" in fails(capsys, "plot", trained[0])
 
 
 def test_a_traceback_is_shown_on_request(monkeypatch, capsys):

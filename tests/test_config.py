@@ -1,5 +1,7 @@
 """Options, presets, and the file that records them."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -164,3 +166,31 @@ def test_data_must_be_named_and_must_be_the_recorded_one(tmp_path):
     path.write_text(path.read_text() + "d,99,198\n")
     with pytest.raises(ValueError, match="is not the data this run was made with"):
         config.tasks()
+
+
+@pytest.mark.parametrize("task", ["sinusoid", "omniglot", "table"])
+def test_without_a_reader_of_toml_what_npmeta_writes_is_read(task, tmp_path, monkeypatch):
+    """As on Python 3.10 after ``pip install npmeta`` alone."""
+    data = {"data": 'a "file" #1 = \\ größe\x7f.csv'}
+    values = {"inner_lr": [0.5, 1e-5], **(data if task != "sinusoid" else {})}
+    config = Config(task, values)
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml() + "# the end\n", encoding="utf-8")
+    expected = Config.read_toml(path)
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    assert Config.read_toml(path) == expected
+    assert Config(task, expected[1]).values == config.values
+    for text in (
+        "a",
+        "seed = ",
+        "seed = 1 2",
+        "seed = 1\nseed = 2",
+        "seed = {}",
+        "[x",
+        "[x]\n[x]",
+        "seed = null",
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"is not a TOML file: line \d: .*pip install tomli"):
+            Config.read_toml(path)

@@ -162,6 +162,7 @@ def test_an_interrupt_in_a_destructor_is_not_lost():
 AT_AN_EVENT = """
 import os, sys
 from npmeta import cli
+from npmeta.__main__ import command
 number, left = int(sys.argv.pop(1)), [int(sys.argv.pop(1))]
 def hook(event, args):
     if event in ("import", "open"):
@@ -169,7 +170,7 @@ def hook(event, args):
         if left[0] == 0:
             os.kill(os.getpid(), number)
 sys.addaudithook(hook)
-cli.command()
+command()
 """
 
 

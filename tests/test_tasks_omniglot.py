@@ -553,7 +553,7 @@ def test_a_user_without_a_home_has_no_cache(archive, monkeypatch):
 
 def test_pillow_is_needed_only_without_a_cache(archive, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    needed = re.escape("reading images needs pillow: pip install 'npmeta[images]'") + "$"
+    needed = re.escape("the extra npmeta[images]: pip install pillow") + "$"
     with pytest.raises(ImportError, match=needed):
         Omniglot(archive, **THREE_WAYS)
     with pytest.raises(ImportError, match=needed):

@@ -11,10 +11,13 @@ from typing import TypeAlias
 import numpy as np
 
 from npmeta._reading import allowed, npz_arrays, read_file
-from npmeta._validation import Array, unknown_name
+from npmeta._validation import Array, shortened, unknown_name
 from npmeta.tasks.encoding import Encoding
 
 __all__ = ["Columns", "ordered", "read_columns", "read_csv"]
+
+#: Characters of a message at most: cells and names are as long as they like.
+LONGEST = 600
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,7 @@ class Columns:
     lines: Sequence[int] | None
 
     def error(self, message: str) -> ValueError:
-        return ValueError(f"{self.path}: {message}")
+        return ValueError(f"{self.path}: {shortened(message, LONGEST)}")
 
     def error_at(self, row: int, message: str) -> ValueError:
         where = f"row {row}" if self.lines is None else f"line {self.lines[row]}"
@@ -193,7 +196,7 @@ def read_columns(path: Path) -> Columns:
         if repeated is not None:
             raise ValueError(f"two columns are called {repeated!r}")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {shortened(str(error), LONGEST)}") from error
     return Columns(path, hashlib.sha256(data).hexdigest(), dict(cells), parts, lines)
 
 

@@ -161,7 +161,8 @@ def _decode(file: Path | BytesIO, name: str) -> Array:
     try:
         from PIL import Image
     except ImportError:
-        raise ImportError("reading images needs pillow: pip install 'npmeta[images]'") from None
+        need = "reading images needs pillow, the extra npmeta[images]: pip install pillow"
+        raise ImportError(need) from None
     try:
         # Other formats are other programs: pillow would hand EPS to Ghostscript, whatever its name.
         with Image.open(file, formats=("PNG", "JPEG")) as image:

@@ -185,7 +185,8 @@ class Diagnosis:
         try:
             from matplotlib.figure import Figure
         except ImportError:
-            raise ImportError("pictures need matplotlib: pip install 'npmeta[plot]'") from None
+            need = "pictures need matplotlib, the extra npmeta[plot]: pip install matplotlib"
+            raise ImportError(need) from None
         ink, wrong, right = "#222222", "#d1342f", "#1d70b8"
         figure = Figure(figsize=(9.6, 0.28 * min(len(self.blocks), 40) + 2.6), layout="constrained")
         bars, dots = figure.subplots(1, 2)
