@@ -269,7 +269,7 @@ def _plain_toml(text: str) -> dict[str, Any]:
             elif entry and entry[1] not in section:
                 section[entry[1]] = _plain_value(entry[2])
             else:
-                raise ValueError(f"{shown(content)} is neither [section] nor name = value, or again")
+                raise ValueError(f"{shown(content)} is neither a new [section] nor a new name = value")
         except ValueError as error:
             raise ValueError(
                 f"line {number}: {error} (Python 3.10 reads more than what npmeta writes with tomli: "

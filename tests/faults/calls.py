@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import random
 import signal
 import traceback
@@ -537,6 +538,7 @@ def trial(calls: list[Call], number: int, folder: Path) -> str | None:
         rng = random.Random(number)
         call = rng.choice([c for c in calls if len(c.arguments) > 1])
         changed = {n: rng.choice(values) for n in rng.sample(list(call.arguments), 2)}
+    os.chdir(folder)  # a path may be one of the values
     given = ", ".join(f"{n}={_short(v)}" for n, v in changed.items())
     wrong = _wrong(call, {**call.arguments, **changed})
     return wrong and f"{call.name}({given}): {wrong}"
