@@ -99,8 +99,18 @@ class StructureReport:
             learned, hard = self.scores.mean(), self.hard_scores.mean()
             steps = sorted({0, 1, 5, len(learned) - 1} & set(range(len(learned))))
             lines.append(f"{f'loss on {len(self.scores.loss)} tasks':<20}  as learned  hardened")
-            lines += [f"{s:>8} inner steps  {learned[s]:>10.4g}  {hard[s]:>8.4g}" for s in steps]
+            lines += [
+                f"{s:>8} inner steps  {_loss(learned[s]):>10}  {_loss(hard[s]):>8}" for s in steps
+            ]
+            for scores, which in ((self.scores, "as learned"), (self.hard_scores, "hardened")):
+                if scores.diverged.any():
+                    most = scores.diverged.max()
+                    lines.append(f"{most} of {scores.n_tasks} tasks have diverged {which}")
         return "\n".join(lines)
+
+
+def _loss(mean: float) -> str:
+    return f"{mean:.4g}" if np.isfinite(mean) else "diverged"
 
 
 def structure_report(

@@ -239,10 +239,10 @@ class MLP:
         try:
             self.widths = tuple(int(n) for n in widths)
             whole = all(n == m for n, m in zip(self.widths, widths, strict=True))
-        except (TypeError, ValueError):
+        except Exception:  # there are many ways to be no number
             whole = False
         if not whole or len(self.widths) < 2 or min(self.widths) < 1:
-            raise ValueError(f"widths must be two or more positive integers, got {widths!r}")
+            raise ValueError(f"widths must be two or more positive integers, got {shown(widths)}")
         n_hidden = len(self.widths) - 2
         names = (
             list(activation)

@@ -134,3 +134,40 @@ def test_a_run_whose_test_diverged_says_so(diverging, capsys, tmp_path):
     assert said.err.count("\n") == 1
     assert said.out == ""
     assert not out.exists()
+
+
+@pytest.mark.parametrize("size", [1e308, 1e160, 1e-160, 5e-324])
+def test_means_and_intervals_are_those_of_numbers_of_any_size(size):
+    """Sums and squares of the largest and the smallest numbers have no place in float64."""
+    shares = np.array([[1.0], [0.5], [0.75], [1.0]])
+    scores, ones = Scores(size * shares, None), Scores(shares, None)
+    rtol = 1e-14 if size > 1e-300 else 1.0  # the smallest number is a step itself
+    np.testing.assert_allclose(scores.mean(), size * ones.mean(), rtol=rtol)
+    if size > 1e-300:
+        np.testing.assert_allclose(scores.interval(), size * ones.interval(), rtol=rtol)
+    drawn = Scores(np.full((5, 1), 1.5e308), None, ["a", "a", "a", "b", "b"])
+    assert drawn.mean() == 1.5e308
+    assert drawn.n_tasks == 2
+
+
+def test_a_stream_that_diverges_leaves_the_estimator_as_it_was():
+    rng = np.random.default_rng(0)
+    X, groups = rng.normal(size=(60, 2)), np.repeat(np.arange(6), 10)
+    options = {"hidden": [], "eval_steps": 60, "iterations": 1, "shots": 2, "queries": 2}
+    calm = MetaEstimator(stream="descend", **options).fit(X, X[:, 0], groups=groups)
+    calm.algorithm_ = nm.MAML(calm.algorithm_.model, "mse", 1e8, 60)
+    adapted = calm.adapt(X[:4], X[:4, 0])
+    before = {name: array.copy() for name, array in adapted.params_.items()}, adapted.support_x_
+    with pytest.raises(DivergedError, match="the estimator is as it was"):
+        adapted.partial_fit(X[4:8], X[4:8, 0])
+    assert all((adapted.params_[name] == array).all() for name, array in before[0].items())
+    assert adapted.support_x_ is before[1]
+
+
+def test_a_structure_report_counts_what_has_diverged():
+    model = nm.MLP([1, 4, 1], structure=nm.Structure(["relu", "tanh"]))
+    maml = nm.MAML(model, "mse", 1e8, 40)
+    tasks = nm.tasks.Sinusoid(shots=3, queries=3).sample(0, 0, 5)
+    text = str(nm.structure_report(maml, maml.init(0), tasks))
+    assert "nan" not in text
+    assert "5 of 5 tasks have diverged as learned" in text

@@ -182,10 +182,15 @@ class MetaGradient:
         return replace(parts[0], loss=loss, grads=grads, task_loss=task_loss, **joined)
 
 
-def _quiet(moment: Callable[..., Array], values: Array, **options: Any) -> Array:
-    """A moment over tasks; what is not finite, or overflows, shows in the result."""
+def _over_tasks(moment: Callable[..., Array], values: Array, **options: Any) -> Array:
+    """A mean or deviation over tasks, of values in units in which sums and squares do not overflow.
+
+    The units are powers of 2, so that nothing is rounded; what is not finite shows in the result.
+    """
     with np.errstate(all="ignore"):
-        return moment(values, axis=0, **options)
+        unit = np.ldexp(1.0, np.frexp(np.abs(values).max(0))[1] - 1)
+        scaled: Array = unit * moment(values / unit, axis=0, **options)
+    return scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +235,7 @@ class Scores:
         NaN where tasks have diverged: there is no mean over all, and one over the others would flatter.
         """
         values = self._of(of)
-        mean: Array = np.where(self.diverged > 0, math.nan, _quiet(np.mean, values))
+        mean: Array = np.where(self.diverged > 0, math.nan, _over_tasks(np.mean, values))
         return mean
 
     def interval(self, of: str = "loss") -> Array:
@@ -245,7 +250,7 @@ class Scores:
         if len(values) < 2:
             return np.full(values.shape[1], math.nan)
         t = stdtrit(len(values) - 1, 0.975)
-        half = t * _quiet(np.std, values, ddof=1) / math.sqrt(len(values))
+        half = t * _over_tasks(np.std, values, ddof=1) / math.sqrt(len(values))
         return np.where(self.diverged > 0, math.nan, half)
 
     def _of(self, of: str) -> Array:
@@ -260,8 +265,11 @@ class Scores:
         _, task, count = np.unique(self.names, return_inverse=True, return_counts=True)
         sums = np.zeros((len(count), values.shape[1]))
         with np.errstate(all="ignore"):
-            np.add.at(sums, task, values)
-        return sums / count[:, None]
+            # In units in which as many of the largest numbers as are added have a sum.
+            unit = 2.0 ** np.frexp(count.max())[1]
+            np.add.at(sums, task, values / unit)
+            means: Array = sums / count[:, None] * unit
+        return means
 
     @staticmethod
     def of_steps(scored: Iterable[tuple[Array, Array | None]]) -> Scores:

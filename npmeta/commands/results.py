@@ -21,7 +21,16 @@ from npmeta.runs import Run
 from npmeta.tasks import Omniglot, Sinusoid
 from npmeta.training import Algorithm, evaluate
 
-__all__ = ["adapt_run", "draw", "evaluate_run", "pictures", "plot_run", "score", "show_structure"]
+__all__ = [
+    "adapt_run",
+    "diverged",
+    "draw",
+    "evaluate_run",
+    "pictures",
+    "plot_run",
+    "score",
+    "show_structure",
+]
 
 
 def evaluate_run(
@@ -59,7 +68,7 @@ def evaluate_run(
             run, tasks, sharded, params, n_tasks=n_tasks, steps=steps, split=split, seed=seed
         )
     text = score_json(scored, run, split, data)
-    status = int(scored.diverged.any())
+    status = diverged(scored, split if data is None else "new")
     if json_file == "-":
         print(text)
         return status
@@ -111,6 +120,17 @@ def score(
     )
 
 
+def diverged(scored: Scores, which: str) -> int:
+    """The exit status for scores, 1 if tasks have diverged, which is said."""
+    counts = scored.diverged
+    if counts.any():
+        say(
+            f"{counts.max()} of {scored.n_tasks} {which} tasks have diverged: fewer inner steps or a "
+            f"smaller inner_lr may help"
+        )
+    return int(counts.any())
+
+
 def adapt_run(folder: Path, *, support: Path, query: Path, steps: int | None, out: Path | None) -> int:
     """Predict the rows of one CSV file after adapting to those of another."""
     from npmeta.predictions import predict
@@ -138,7 +158,7 @@ def plot_run(folder: Path, out: Path | None) -> int:
     scored = score(run, tasks, algorithm, params)
     for path in draw(run, tasks, algorithm, params, scored, out or folder):
         print(path)
-    return int(scored.diverged.any())
+    return diverged(scored, "test")
 
 
 def pictures(config: Config) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from npmeta import _signals, optimizers
 from npmeta._validation import Array
 from npmeta.algorithms.base import MetaLearner
-from npmeta.commands.results import draw, pictures, score
+from npmeta.commands.results import diverged, draw, pictures, score
 from npmeta.commands.words import say
 from npmeta.config import Config, TaskDistribution
 from npmeta.parallel import Sharded, default_shard_size
@@ -277,4 +277,4 @@ def _report(
         say(f"no picture: {error}")
     else:
         print("\n" + "\n".join(str(path) for path in paths))
-    return int(scored.diverged.any())
+    return diverged(scored, "test")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from npmeta._validation import Array, check_converged, lookup, unknown_name
+from npmeta._validation import Array, DivergedError, check_converged, lookup, unknown_name
 from npmeta.algorithms import CAVIA
 from npmeta.algorithms.base import check_steps
 from npmeta.estimators.conventions import Parameters, as_column, as_rows, column_names, tags
@@ -121,6 +121,8 @@ class AdaptedEstimator(Parameters):
         ------
         ValueError
             As :meth:`fit` does; or if the stream is to descend and the algorithm has no inner steps.
+        DivergedError
+            If the stream descends, and parameters are not finite; the estimator stays as it was.
         """
         self._check_learner()
         stream = self.learner.stream if self.stream is None else self.stream
@@ -138,7 +140,12 @@ class AdaptedEstimator(Parameters):
             self._keep(self.params_, x, np.concatenate([self.support_y_, targets]), names)
         else:
             before = self.support_x_, self.support_y_
-            self._keep(_moved(algorithm, self.params_, *before, self._steps()), x, targets, names)
+            moved = _moved(algorithm, self.params_, *before, self._steps())
+            if not all(np.isfinite(array).all() for array in moved.values()):
+                raise DivergedError(
+                    "adaptation has diverged: parameters are not finite; the estimator is as it was"
+                )
+            self._keep(moved, x, targets, names)
         return self
 
     def predict(self, X: ArrayLike) -> Array:
