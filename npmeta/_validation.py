@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeAlias, TypeVar
 
@@ -33,6 +34,7 @@ __all__ = [
     "check_text",
     "is_missing",
     "lookup",
+    "nearest",
     "shortened",
     "shown",
     "unknown_name",
@@ -57,9 +59,8 @@ MOST_LISTED = 16
 
 def unknown_name(name: object, known: list[str], kind: str) -> ValueError:
     """The error for a name that is not known, with the nearest one that is."""
-    by_lower_case = {entry.lower(): entry for entry in known}
-    near = get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=NEAR)
-    hint = f" (did you mean {by_lower_case[near[0]]!r}?)" if near else ""
+    near = nearest(str(name), known)
+    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
     listed = ", ".join(map(shortened, known[:MOST_LISTED])) + (", ..." * (len(known) > MOST_LISTED))
     came = repr(name) if isinstance(name, str) and len(name) <= LONGEST_SHOWN else shown(name)
     return ValueError(f"unknown {kind} {came}{hint}; known: {listed}")
@@ -69,6 +70,16 @@ def shortened(name: str, most: int = LONGEST_SHOWN) -> str:
     """A name that a file has, for a message: printable, and not long."""
     text = name if name.isprintable() else ascii(name)[1:-1]
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """What somebody may have meant: the name most like it, or one or two that end in it."""
+    by_letters = {entry.lower().lstrip("-"): entry for entry in known}
+    letters = name.lower().lstrip("-")[:LONGEST_SHOWN]
+    near = get_close_matches(letters, by_letters, n=1, cutoff=NEAR)
+    if not near:
+        near = [entry for entry in by_letters if letters == re.split("[-_ ]", entry)[-1]]
+    return [by_letters[entry] for entry in near] if len(near) <= 2 else []
 
 
 def lookup(name: str, registry: Mapping[str, Entry], kind: str) -> Entry:

@@ -9,13 +9,12 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from npmeta import __version__, _signals
 from npmeta._output import Lasting, lasting_streams, one_line
-from npmeta._validation import DivergedError, unknown_name
+from npmeta._validation import DivergedError, nearest, unknown_name
 from npmeta.config import Config
 from npmeta.crew import WorkersError
 from npmeta.options import PRESETS, SIZES, TASKS, Option, preset
@@ -52,13 +51,20 @@ class _Parser(argparse.ArgumentParser):
             raise unknown_name(value, [str(choice) for choice in action.choices], action.dest)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, extra = self.parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else list(args)
+        own = list(self._option_string_actions)
+        if words and words[0].startswith("-") and words[0] not in own:
+            raise _unknown_argument(words[0], own)  # else it would be the command that is missed
+        parsed, extra = self.parse_known_args(words, namespace)
         if extra:
-            known = _words(self, parsed)
-            near = get_close_matches(extra[0].split("=")[0], known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"unknown argument {extra[0]!r}{hint}")
+            raise _unknown_argument(extra[0], _words(self, parsed))
         return parsed
+
+
+def _unknown_argument(word: str, known: list[str]) -> ValueError:
+    near = nearest(word.split("=")[0], known)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    return ValueError(f"unknown argument {word!r}{hint}")
 
 
 def _words(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> list[str]:
