@@ -77,8 +77,11 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     by_letters = {entry.lower().lstrip("-"): entry for entry in known}
     letters = name.lower().lstrip("-")[:LONGEST_SHOWN]
     near = get_close_matches(letters, by_letters, n=1, cutoff=NEAR)
-    if not near:
-        near = [entry for entry in by_letters if letters == re.split("[-_ ]", entry)[-1]]
+    if not near:  # lr is said for inner-lr and outer-lr, but learn-inner-lr is farther
+        ends = {
+            entry: words for entry in by_letters if (words := re.split("[-_ ]", entry))[-1] == letters
+        }
+        near = [entry for entry in ends if len(ends[entry]) == min(map(len, ends.values()))]
     return [by_letters[entry] for entry in near] if len(near) <= 2 else []
 
 
