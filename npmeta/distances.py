@@ -76,8 +76,9 @@ def squared_euclidean(u: Array, v: Array) -> PairsAt:
 def euclidean(u: Array, v: Array) -> PairsAt:
     r"""Euclidean distances.
 
-    .. math:: d_{ij} = \sqrt{D_{ij}}, \qquad
-              \bar D_{ij} = \frac{\bar d_{ij}}{2 d_{ij}}, \quad 0 \text{ where } d_{ij} = 0.
+    .. math:: d_{ij} = |r_{ij}|, \quad r_{ij} = u_i - v_j, \qquad
+              \bar u_i = \sum_j \bar d_{ij} \frac{r_{ij}}{d_{ij}}, \qquad
+              \bar v_j = -\sum_i \bar d_{ij} \frac{r_{ij}}{d_{ij}}, \qquad 0 \text{ where } d_{ij} = 0.
     """
     r = _differences(u, v)
     unit = _unit_of(r)

@@ -65,7 +65,7 @@ def _figure_class() -> type[Figure]:
 def save(figure: Figure, path: Path, *, follow: bool = True) -> Path:
     """Write a figure as PNG, whole or not at all: what is there stays until all of it is drawn.
 
-    ``follow`` as in :func:`npmeta._files.write_atomically`.
+    ``follow`` says whether a link at the path stays one, and what it points to is written.
     """
     drawn = BytesIO()
     figure.savefig(drawn, dpi=130, format="png")

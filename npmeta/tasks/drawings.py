@@ -27,6 +27,9 @@ SIDE = 28
 #: Pixels of a side of an image at most. Its size stands in its header, and is looked at first.
 LARGEST_SIDE = 4096
 
+#: Bytes that all drawings in a folder may have; Omniglot's have five million.
+MOST = 2**28
+
 #: Of one drawing, relative to the folder or inside the zip; the top folder may be missing.
 LAYOUT = "images_background/<Alphabet>/character<NN>/<id>_<drawer>.png"
 _DRAWING = re.compile(r"(?:[^/]+/)?([^/]+)/(character\d+)/(\d+_\d+\.png)", re.IGNORECASE)
@@ -115,7 +118,13 @@ def _folder(path: Path) -> tuple[str, Callable[[], dict[Key, bytes]]]:
         for pattern in ("*/character*/*", "*/*/character*/*")
         for file in path.glob(pattern)
     )
-    drawings = {key: read_file(path / name, SHORT) for key, name in _drawings(found, path).items()}
+    drawings: dict[Key, bytes] = {}
+    total = 0
+    for key, name in _drawings(found, path).items():
+        drawings[key] = read_file(path / name, SHORT)
+        total += len(drawings[key])
+        if total > MOST:
+            raise ValueError(f"the drawings in {path} have more than {MOST} bytes; put them in a zip")
     digest = hashlib.sha256()
     for key, data in drawings.items():
         digest.update("/".join(key).encode() + b"\0" + hashlib.sha256(data).digest())
