@@ -77,7 +77,7 @@ def test_every_page_is_in_a_table_of_contents():
 
 def test_every_public_name_is_in_the_reference():
     reference = DOCS / "api.rst"
-    kinds = ("autoclass", "autofunction", "automodule", "autodata", "py:data")
+    kinds = ("autoclass", "autoexception", "autofunction", "automodule", "autodata", "py:data")
     described = {directive.argument for directive in named(reference, *kinds)}
     assert {f"npmeta.{name}" for name in nm.__all__} <= described
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from npmeta._validation import Array, as_number, as_whole
+from npmeta._validation import Array, as_array, as_number, as_whole
 from npmeta.adaptation import StepSizes, adapt, pull_back
 from npmeta.algorithms.base import MetaGradient, check_steps
 from npmeta.algorithms.maml import MAML
@@ -55,7 +55,7 @@ class MAMLPlusPlus(MAML):
 
     def __post_init__(self) -> None:
         check_steps(self.inner_steps, "inner_steps")
-        if np.ndim(self.inner_lr) == 0:
+        if as_array(self.inner_lr, "inner_lr").ndim == 0:
             inner_lr = as_number(self.inner_lr, "inner_lr", "finite numbers")
             n_layers = self.model.n_layers if isinstance(self.model, MLP) else 1
             shape = max(self.inner_steps, 1), n_layers
