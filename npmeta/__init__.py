@@ -5,6 +5,7 @@ meta-gradient of MAML, for batches of tasks on a CPU.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,22 +70,19 @@ _HOMES = {
     "verification": ("Diagnosis", "Problem", "diagnose"),
 }
 
-#: Modules that are used by their names, as ``npmeta.losses.get`` is.
-_MODULES = ("activations", "algorithms", "losses", "optimizers", "tasks", "verification")
-
 
 def __getattr__(name: str) -> Any:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
     found: Any
-    if name in _MODULES:
+    if home is not None:
+        found = getattr(import_module(f"npmeta.{home}"), name)
+    elif not name.startswith("_") and find_spec(f"npmeta.{name}") is not None:
         found = import_module(f"npmeta.{name}")
     else:
-        home = next((home for home, names in _HOMES.items() if name in names), None)
-        if home is None:
-            raise AttributeError(f"module 'npmeta' has no attribute {name!r}")
-        found = getattr(import_module(f"npmeta.{home}"), name)
+        raise AttributeError(f"module 'npmeta' has no attribute {name!r}")
     globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__all__})

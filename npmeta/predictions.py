@@ -163,8 +163,8 @@ def predict(run: Run, support: Path, query: Path, steps: int | None = None) -> s
     form = _format_of(run)
     support_x, support_y = form.support(support)
     query_x = form.query(query)
-    params = run.load().params
     algorithm = run.config.algorithm(form.n_in, form.n_out)
+    params = run.params_for(algorithm)
     steps = run.config["eval_steps"] if steps is None else steps
     outputs = algorithm.predict(params, support_x[None], support_y[None], query_x[None], steps=steps)
     check_converged(outputs[0])

@@ -32,9 +32,11 @@ from typing import Any
 
 import numpy as np
 
+from npmeta import optimizers
 from npmeta._files import TEMPORARY, lock, sweep, write_atomically
 from npmeta._reading import npz_arrays, read_file, read_json
 from npmeta._validation import Array
+from npmeta.algorithms.base import MetaLearner
 from npmeta.config import Config
 from npmeta.tasks import Encoding
 
@@ -83,6 +85,23 @@ class Checkpoint:
     state: Mapping[str, Array]
     window: Array
     rows: Array | None = None
+
+    def check_fit(self, config: Config, algorithm: MetaLearner) -> None:
+        """Raise ValueError unless it has what a configuration's algorithm and optimizer need."""
+        params = algorithm.init(0, config["dtype"])
+        state = optimizers.get(config["optimizer"]).init(params)
+        for part, expected, found in (
+            ("parameters", params, self.params),
+            ("optimizer state", state, self.state),
+        ):
+            wanted, came = (
+                {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+                for arrays in (expected, found)
+            )
+            if wanted != came:
+                raise ValueError(
+                    f"the checkpoint does not fit config.toml: its {part} are {came}, expected {wanted}"
+                )
 
     def to_bytes(self) -> bytes:
         """An .npz file."""
@@ -300,6 +319,18 @@ class Run:
         for other in paths[: max(end - KEPT_CHECKPOINTS, 0)] + paths[end:]:
             other.unlink()
         return path
+
+    def params_for(self, algorithm: MetaLearner) -> Mapping[str, Array]:
+        """The parameters of the newest checkpoint, for the configuration's algorithm.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or they are those of another.
+        """
+        checkpoint = self.load()
+        checkpoint.check_fit(self.config, algorithm)
+        return checkpoint.params
 
     def load(self) -> Checkpoint:
         """The newest checkpoint that is whole, with a warning for each that is not.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from npmeta._files import write_atomically
 from npmeta._output import one_line
 from npmeta._validation import Array
@@ -56,13 +54,17 @@ def evaluate_run(
     tasks = config.tasks() if data is None else _tasks_on(run, data)
     split = split or "test"
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
-    params = run.load().params
-    expected = algorithm.init(np.random.default_rng(0), config["dtype"])
-    if "ways" in sizes and any(expected[name].shape != params[name].shape for name in expected):
+    checkpoint = run.load()
+    try:
+        checkpoint.check_fit(config, algorithm)
+    except ValueError:
+        if "ways" not in sizes:
+            raise
         raise ValueError(
             f"{config['algorithm']} has an output for each class, and cannot be tested with "
             f"{sizes['ways']} ways where it has learned others; leave out --ways"
-        )
+        ) from None
+    params = checkpoint.params
     with Sharded(algorithm, workers=workers) as sharded:
         scored = score(
             run, tasks, sharded, params, n_tasks=n_tasks, steps=steps, split=split, seed=seed
@@ -152,7 +154,7 @@ def plot_run(folder: Path, out: Path | None) -> int:
     run = Run(folder)
     tasks = run.config.tasks()
     algorithm = run.config.algorithm(tasks.n_in, tasks.n_out)
-    params = run.load().params
+    params = run.params_for(algorithm)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     scored = score(run, tasks, algorithm, params)
@@ -212,7 +214,7 @@ def show_structure(
     n_tasks = run.config["eval_tasks"] if n_tasks is None else n_tasks
     batch = tasks.sample(run.config["seed"], 0, n_tasks, split="test")
     steps = run.config["eval_steps"] if steps is None else steps
-    report = structure_report(algorithm, run.load().params, batch, steps)
+    report = structure_report(algorithm, run.params_for(algorithm), batch, steps)
     print(report)
     if picture is not None:
         from npmeta import plots

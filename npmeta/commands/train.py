@@ -110,7 +110,7 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any], workers: int
     made, iterations = checkpoint.iteration, config["iterations"]
     if made > iterations:
         raise ValueError(f"{folder} has made {made} iterations, and cannot go back to {iterations}")
-    _check_fit(checkpoint, config, algorithm)
+    checkpoint.check_fit(config, algorithm)
     run.check_metrics(checkpoint)  # nothing has been written yet
     if (folder / "checkpoints").is_symlink():
         raise ValueError(f"{folder / 'checkpoints'} is a link; a run writes to a folder of its own")
@@ -128,24 +128,6 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any], workers: int
     run.go_on(checkpoint)
     say(f"going on from iteration {made} of {iterations}")
     return _train(run, tasks, algorithm, checkpoint, workers)
-
-
-def _check_fit(checkpoint: Checkpoint, config: Config, algorithm: MetaLearner) -> None:
-    """Raise ValueError unless a checkpoint has what the configuration's network and optimizer need."""
-    params = algorithm.init(np.random.default_rng(0), config["dtype"])
-    state = optimizers.get(config["optimizer"]).init(params)
-    for part, expected, found in (
-        ("parameters", params, checkpoint.params),
-        ("optimizer state", state, checkpoint.state),
-    ):
-        wanted, came = (
-            {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
-            for arrays in (expected, found)
-        )
-        if wanted != came:
-            raise ValueError(
-                f"the checkpoint does not fit config.toml: its {part} are {came}, expected {wanted}"
-            )
 
 
 def _train(
