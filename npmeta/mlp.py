@@ -37,6 +37,8 @@ from npmeta._validation import (
     as_generator,
     as_parameters,
     as_precision,
+    as_whole,
+    check_flag,
     lookup,
     shown,
     unmasked,
@@ -257,8 +259,8 @@ class MLP:
         self.activations = tuple(_activations.get(name) for name in names)
         if norm is not None:
             lookup(norm, NORMS, "normalisation")
-        if isinstance(norm_sets, bool) or not isinstance(norm_sets, int) or norm_sets < 1:
-            raise ValueError(f"norm_sets must be a whole number of at least 1, got {norm_sets!r}")
+        norm_sets = as_whole(norm_sets, "norm_sets", 1)
+        check_flag(adapt_norm, "adapt_norm")
         if norm_sets > 1 and (norm is None or adapt_norm):
             raise ValueError("norm_sets is for a norm with adapt_norm=False")
         self.norm, self.adapt_norm, self.norm_sets = norm, bool(adapt_norm), norm_sets

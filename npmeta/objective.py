@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import losses as _losses
-from npmeta._validation import Array, DType, as_generator, as_parameters
+from npmeta._validation import Array, DType, as_generator, as_parameters, shown
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, Backward, Forward, backward, backward_dot, forward, forward_dot
 from npmeta.weights import Block, Gradient, Scale, flatten
@@ -154,6 +154,8 @@ class Risk:
     hessian = "exact"
 
     def __init__(self, model: MLP, loss: str | Loss) -> None:
+        if not isinstance(model, MLP):
+            raise ValueError(f"model must be an MLP, got {shown(model)}")
         self.model = model
         self.loss = _losses.get(loss)
 

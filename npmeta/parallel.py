@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike
 
 from npmeta import training
 from npmeta._blas import can_be_one_thread, one_thread
-from npmeta._validation import Array
+from npmeta._validation import Array, as_whole, check_has
 from npmeta.algorithms import MetaGradient, Scores
 from npmeta.algorithms.base import named
 from npmeta.crew import Crew, Outcome, begins_anew_in_forks, pickled, portable
@@ -234,14 +234,13 @@ class Sharded:
         workers: int = 1,
         executor: Executor | None = None,
     ) -> None:
-        for name, number in (("shard_size", shard_size), ("workers", workers)):
-            if number is None and name == "shard_size":
-                continue
-            if not isinstance(number, int | np.integer) or number < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
-        if executor is not None and workers != 1:
-            raise ValueError("an executor has workers of its own; pass either workers or executor")
-        self.algorithm, self.shard_size, self.workers = algorithm, shard_size, int(workers)
+        check_has(algorithm, "algorithm", "an algorithm", "meta_gradient", "evaluate")
+        self.algorithm, self.workers = algorithm, as_whole(workers, "workers", 1)
+        self.shard_size = None if shard_size is None else as_whole(shard_size, "shard_size", 1)
+        if executor is not None:
+            check_has(executor, "executor", "an executor, or left out", "submit")
+            if self.workers != 1:
+                raise ValueError("an executor has workers of its own; pass either workers or executor")
         self._runner: _Own | _Foreign = _Own(self.workers) if executor is None else _Foreign(executor)
         self._work: _Work | None = None
         self._source: Sampler | TaskBatch | None = None

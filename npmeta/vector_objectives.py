@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, DType, as_dtype, as_features, as_whole
+from npmeta._validation import Array, DType, as_dtype, as_features, as_whole, check_function
 from npmeta.objective import Batch, Linearization, Objective, linearize
 from npmeta.weights import Block, Gradient, Scale, Vector
 
@@ -158,6 +158,9 @@ class FunctionObjective(_OnVector):
         hvp: Callable[[Array, Array, Array, Array], Array] | None = None,
     ) -> None:
         self.n_params = as_whole(n_params, "n_params", 1)
+        check_function(value_and_grad, "value_and_grad")
+        if hvp is not None:
+            check_function(hvp, "hvp")
         self.value_and_grad = value_and_grad
         self.supplied_hvp = hvp
         self.hessian = "supplied" if hvp is not None else "central difference"

@@ -7,6 +7,7 @@ import npmeta as nm
 from npmeta import optimizers
 from npmeta.config import Config
 from npmeta.estimators import MetaEstimator
+from npmeta.parallel import Sharded
 from npmeta.registry import ALGORITHMS
 from npmeta.tasks import Encoding
 from npmeta.verification import check_gradient, check_hvp
@@ -151,3 +152,49 @@ def test_flags_are_true_or_false(word, tmp_path):
 def test_a_hessian_check_refuses_what_is_hidden():
     with pytest.raises(ValueError, match="masked"):
         check_hvp(lambda x: (x @ x, 2 * x), lambda x, v: hidden(2 * v), np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nm.Risk("mse", "mse"), "model must be an MLP, got 'mse'"),
+        (lambda: nm.MLP([1, 2, 1], adapt_norm="yes"), "adapt_norm must be True or False, got 'yes'"),
+        (lambda: nm.Structure(gates="x"), "gates must be True or False, got 'x'"),
+        (lambda: Sharded(3), "algorithm must be an algorithm, got 3"),
+        (lambda: Sharded(nm.MAML), "algorithm must be an algorithm, got <class"),
+        (lambda: Sharded(MAML, workers=True), "workers must be a whole number of at least 1, got True"),
+        (lambda: nm.FunctionObjective(3, 4), "value_and_grad must be a function, got 4"),
+        (
+            lambda: nm.meta_train(MAML, WAVES, PARAMS, iterations=1, optimizer="adam"),
+            "optimizer must be",
+        ),
+        (
+            lambda: nm.meta_train(MAML, WAVES, PARAMS, iterations=1, outer_lr="x"),
+            "outer_lr must be positive",
+        ),
+        (lambda: optimizers.clip_by_global_norm(PARAMS, "a"), "max_norm must be positive, got 'a'"),
+        (lambda: WAVES.sample(0, 0, 2.5), "n_tasks must be a whole number of at least 1, got 2.5"),
+        (lambda: WAVES.sample(None, 0, 2), "seed must be a whole number of at least 0, got None"),
+        (lambda: nm.tasks.Sinusoid(x=None), r"x must be a range \(low, high\), got None"),
+        (lambda: MODEL.init(0, "abc"), "dtype must be float32 or float64, got 'abc'"),
+        (lambda: BATCH["a"], "tasks must hold real numbers"),
+        (lambda: BATCH[[True]], "there are 2 tasks, got 1 flags"),
+    ],
+)
+def test_what_is_not_meant_is_said_at_once(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("optimizer", [optimizers.Sgd(), optimizers.Momentum(), optimizers.Adam()])
+def test_gradients_and_state_of_other_shapes_do_not_broadcast(optimizer):
+    params = {"a": np.zeros(3), "b": np.zeros(())}
+    state = optimizer.init(params)
+    optimizer.update(params, params, state, 0.1)
+    with pytest.raises(ValueError, match=r"gradient 'a' must have shape \(3,\), got \(1,\)"):
+        optimizer.update(params, {**params, "a": np.zeros(1)}, state, 0.1)
+    with pytest.raises(ValueError, match="gradient 'b' is missing; there are a"):
+        optimizer.update(params, {"a": np.zeros(3)}, state, 0.1)
+    if state:
+        with pytest.raises(ValueError, match=r"state 'm/a' must have shape \(3,\), got \(1,\)"):
+            optimizer.update(params, params, {**state, "m/a": np.zeros(1)}, 0.1)
