@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import random
-import signal
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from tests.faults.sweep import Sweep
+from tests.faults.sweep import LONGEST, HangsError, Sweep, timed
 
 __all__ = ["SWEEP"]
 
 #: Trials of two wrong values at once, after those of one.
 PAIRS = 5_000
-LONGEST = 10  # seconds
 
 
 @dataclass(frozen=True)
@@ -521,12 +519,9 @@ def _made(call: Call, arguments: dict[str, Any]) -> None:
         next(result)
 
 
-class _HangsError(BaseException):
-    pass
-
-
 def _singles(calls: list[Call]) -> list[tuple[Call, str, int]]:
-    return [(c, name, i) for c in calls for name in c.arguments for i in range(len(_values()))]
+    n_values = len(_values())
+    return [(c, name, i) for c in calls for name in c.arguments for i in range(n_values)]
 
 
 def trial(calls: list[Call], number: int, folder: Path) -> str | None:
@@ -549,13 +544,9 @@ def _short(value: Any) -> str:
 
 
 def _wrong(call: Call, arguments: dict[str, Any]) -> str | None:
-    def hangs(*_: object) -> None:
-        raise _HangsError
-
-    signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(LONGEST)
     try:
-        _made(call, arguments)
+        with timed():
+            _made(call, arguments)
     except (ValueError, ArithmeticError, ImportError, OSError, IndexError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         own = (
@@ -567,15 +558,13 @@ def _wrong(call: Call, arguments: dict[str, Any]) -> str | None:
             return f"{type(error).__name__} of {where.filename}:{where.lineno}: {said[:150]}"
         if len(said) > 1500:
             return f"it said {len(said)} characters"
-    except _HangsError:
+    except HangsError:
         return f"it took more than {LONGEST} s"
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         if where.filename == __file__:  # of a function that was given
             return None
         return f"{type(error).__name__} of {where.filename}:{where.lineno}: {str(error)[:150]}"
-    finally:
-        signal.alarm(0)
     return None
 
 
@@ -583,7 +572,7 @@ SWEEP = Sweep(
     "calls",
     "Every argument of the public functions replaced by each of some sixty wrong values, and two at "
     "once: taken, or refused by an error of npmeta's own.",
-    400,
+    1500,
     prepare,
     lambda calls: len(_singles(calls)) + PAIRS,
     trial,

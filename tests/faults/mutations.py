@@ -7,7 +7,6 @@ import os
 import random
 import resource
 import shutil
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import numpy as np
 from tests.faults.damage import damaged
 from tests.faults.processes import run, snapshot
 from tests.faults.scenarios import SINUSOID, TABLE, ready, table
-from tests.faults.sweep import Sweep
+from tests.faults.sweep import LONGEST, HangsError, Sweep, timed
 
 __all__ = ["SWEEP"]
 
@@ -30,7 +29,7 @@ TRIALS = 500_000
 #: One in so many is a whole command on a run or a suite with a damaged file; the others are read only.
 COMMANDS = 200
 
-LONGEST, MOST = 10, 2**30  # seconds, bytes
+MOST = 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -244,28 +243,17 @@ def _commands(folder: Path) -> Iterator[Command]:
 # --- trials -------------------------------------------------------------------------------------------
 
 
-class _HangsError(BaseException):
-    """It takes too long."""
-
-
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Not longer than LONGEST, and MOST bytes more than there are."""
-
-    def hangs(*_: object) -> None:
-        raise _HangsError
-
+    """In no more time than a trial may take, and with MOST bytes more than there are."""
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, hangs)
     resource.setrlimit(resource.RLIMIT_AS, (size + MOST, limits[1]))
-    signal.alarm(LONGEST)
     try:
-        yield
+        with timed():
+            yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
@@ -287,7 +275,7 @@ def trial(state: State, number: int, folder: Path) -> str | None:
             wrong = f"it said {said[:300]!r}"
         elif subject.name not in said and str(folder) not in said:
             wrong = f"it did not name the file: {said[:300]!r}"
-    except _HangsError:
+    except HangsError:
         wrong = f"it took more than {LONGEST} s"
     except BaseException as error:
         wrong = f"{type(error).__name__}: {str(error)[:300]}"
@@ -317,7 +305,7 @@ def _command(command: Command, rng: random.Random, folder: Path) -> str | None:
     try:
         with _bounded():
             status = main(command.words)
-    except _HangsError:
+    except HangsError:
         wrong = f"it took more than {LONGEST} s"
     except BaseException as error:
         wrong = f"{type(error).__name__}: {str(error)[:300]}"

@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Sweep"]
+__all__ = ["LONGEST", "HangsError", "Sweep", "timed"]
+
+#: Seconds of the processor that a trial may take, and six times as many by the clock, as the machine may
+#: be busy with other things.
+LONGEST = 10
+
+
+class HangsError(BaseException):
+    """A trial takes too long. Nothing that catches an Exception holds it."""
+
+
+@contextmanager
+def timed() -> Iterator[None]:
+    """Raise HangsError in what takes too long."""
+
+    def hangs(*_: object) -> None:
+        raise HangsError
+
+    before = [signal.signal(number, hangs) for number in (signal.SIGALRM, signal.SIGVTALRM)]
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
+    signal.setitimer(signal.ITIMER_REAL, 6 * LONGEST)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in zip((signal.SIGALRM, signal.SIGVTALRM), before, strict=True):
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
