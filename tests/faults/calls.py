@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.faults.scenarios import ready
 from tests.faults.sweep import LONGEST, HangsError, Sweep, timed
 
 __all__ = ["SWEEP"]
@@ -502,6 +503,7 @@ def sinusoid_of(n_in: int) -> Any:
 
 
 def prepare(folder: Path) -> list[Call]:
+    ready()
     warnings.simplefilter("ignore")
     calls = [Call(c.name, c.function, c.arguments) for c in _calls(folder)]
     for call in calls:

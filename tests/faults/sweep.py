@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["LONGEST", "HangsError", "Sweep", "timed"]
 
-#: Seconds of the processor that a trial may take, and six times as many by the clock, as the machine may
+#: Seconds of the processor that a trial may take, and six times as many by the clock: the machine may
 #: be busy with other things.
 LONGEST = 10
 
