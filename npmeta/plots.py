@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,24 @@ if TYPE_CHECKING:
     from npmeta.found_structure import StructureReport
     from npmeta.verification import Report
 
-__all__ = ["curves", "drawings", "remainders", "save", "scores", "structure", "waves"]
+__all__ = ["curves", "drawings", "own_style", "remainders", "save", "scores", "structure", "waves"]
 
 # A palette that keeps its order of lightness in grey and for colour-blind readers.
 INK, BEFORE, MIDDLE, AFTER, POINT = "#222222", "#9aa5b1", "#f0a202", "#1d70b8", "#d1342f"
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """matplotlib's own settings, whatever a matplotlibrc says: LaTeX, say, which is not everywhere."""
+    try:
+        _figure_class()
+        import matplotlib
+    except ImportError:  # which is said when a figure is made
+        yield
+        return
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def _figure(*grid: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
@@ -62,6 +77,7 @@ def _figure_class() -> type[Figure]:
     return Figure
 
 
+@own_style()
 def save(figure: Figure, path: Path, *, follow: bool = True) -> Path:
     """Write a figure as PNG, whole or not at all: what is there stays until all of it is drawn.
 
@@ -73,6 +89,7 @@ def save(figure: Figure, path: Path, *, follow: bool = True) -> Path:
     return path
 
 
+@own_style()
 def waves(
     algorithm: MetaLearner,
     params: Mapping[str, Array],
@@ -117,6 +134,7 @@ def waves(
     return figure
 
 
+@own_style()
 def drawings(
     algorithm: MetaLearner,
     params: Mapping[str, Array],
@@ -171,6 +189,7 @@ def _drawing(ax: Axes, x: Array) -> None:
     ax.spines[:].set_visible(False)
 
 
+@own_style()
 def scores(scored: Scores, loss_name: str) -> Figure:
     """Query loss (and accuracy) against inner steps, with 95% confidence intervals."""
     of = ["loss"] if scored.accuracy is None else ["loss", "accuracy"]
@@ -187,6 +206,7 @@ def scores(scored: Scores, loss_name: str) -> Figure:
     return figure
 
 
+@own_style()
 def curves(rows: Sequence[Mapping[str, float]], loss_name: str) -> Figure:
     """Learning curves from the rows of metrics.csv.
 
@@ -220,6 +240,7 @@ def curves(rows: Sequence[Mapping[str, float]], loss_name: str) -> Figure:
     return figure
 
 
+@own_style()
 def structure(report: StructureReport) -> Figure:
     """For each hidden layer the shares of its mixture, and its gates from open to closed.
 
@@ -249,6 +270,7 @@ def structure(report: StructureReport) -> Figure:
     return figure
 
 
+@own_style()
 def remainders(reports: Mapping[str, Report]) -> Figure:
     """What Taylor's polynomials of order 0, 1 and 2 leave of a function, against the step.
 

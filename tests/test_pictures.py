@@ -3,8 +3,10 @@
 import errno
 import os
 
+import numpy as np
 import pytest
 
+import npmeta as nm
 from npmeta import plots
 from npmeta._files import write_atomically
 from npmeta.cli import main
@@ -81,3 +83,21 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
         write_atomically(tmp_path / "scores.json", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
     assert (tmp_path / "scores.json").read_text() == "old"
+
+
+def test_pictures_do_not_depend_on_a_matplotlibrc(tmp_path, monkeypatch):
+    """Somebody has LaTeX, other fonts and another format; the machine that runs this has not."""
+    import matplotlib
+
+    scores = nm.Scores(np.random.default_rng(0).random((5, 3)), None)
+    plain = plots.save(plots.scores(scores, "mse"), tmp_path / "plain.png").read_bytes()
+    odd = {
+        "text.usetex": True,
+        "font.family": "Nowhere Sans",
+        "savefig.format": "pdf",
+        "savefig.dpi": 5,
+    }
+    with matplotlib.rc_context(odd):
+        again = plots.save(plots.scores(scores, "mse"), tmp_path / "again.png").read_bytes()
+        assert matplotlib.rcParams["text.usetex"]  # and what is the user's stays
+    assert again == plain

@@ -102,7 +102,10 @@ def examine(case: Path, answers: Path, phi: Path | None, picture: Path | None) -
     found = diagnose(problem, *load_answers(answers, problem, phi, case.resolve().name))
     print(found)
     if picture is not None:
-        print(f"\n{found.save_picture(picture)}")
+        from npmeta import plots
+
+        with plots.own_style():
+            print(f"\n{found.save_picture(picture)}")
     return 0 if found.verdict == "pass" else 1
 
 
