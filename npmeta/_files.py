@@ -67,9 +67,10 @@ def write_atomically(path: Path, content: bytes | str, *, follow: bool = True) -
         while not _replaced(path, data):
             pass
     except OSError as error:
-        if error.errno is not None:  # those of write and fsync name no file
-            error.filename, error.filename2 = str(path), None
-        raise
+        if error.errno is None:
+            raise
+        # Those of write and fsync name no file, and that of a rename two.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     _sync_folder(path.parent)
 
 

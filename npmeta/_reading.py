@@ -98,13 +98,14 @@ class Members:
     Attributes
     ----------
     names : list of str
+        As they stand there: one may come twice.
 
     Raises
     ------
     zipfile.BadZipFile
         If it is no zip, with the reason.
     ValueError
-        If it has a name twice, or unpacks to more than :func:`allowed`.
+        If it unpacks to more than :func:`allowed`.
     """
 
     def __init__(self, data: bytes, where: object) -> None:
@@ -115,9 +116,7 @@ class Members:
         except Exception as error:  # damage shows in many ways
             raise zipfile.BadZipFile(_said(error)) from None
         self._entries = {entry.filename: entry for entry in entries}
-        self.names = list(self._entries)
-        if len(self.names) < len(entries):
-            raise ValueError(f"{where} has {len(entries)} members of {len(self.names)} names")
+        self.names = [entry.filename for entry in entries]
         total, most = sum(entry.file_size for entry in entries), allowed(len(data))
         if total > most:
             raise ValueError(
@@ -132,7 +131,8 @@ class Members:
             if entry.flag_bits & 1:
                 raise ValueError("it is encrypted")
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"compression method {entry.compress_type} is not deflate")
+                # Their decoders cannot be told to stop, and a few bytes may be gigabytes.
+                raise ValueError("it is neither deflated nor stored; write it so")
             content = self._archive.read(entry)  # checks the CRC-32
             if len(content) != entry.file_size:
                 raise ValueError(f"{len(content)} bytes came, {entry.file_size} are expected")
@@ -185,12 +185,12 @@ def npy_array(content: bytes, where: object) -> Array:
     try:
         file = BytesIO(content)
         version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):  # 3.0 is for records
-            raise ValueError(f"format {version[0]}.{version[1]} is neither 1.0 nor 2.0")
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"its format is {version[0]}.{version[1]}; 1.0, 2.0 and 3.0 are known")
         read_header = (
             np.lib.format.read_array_header_1_0
             if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
+            else np.lib.format.read_array_header_2_0  # 3.0 has other letters in the names of fields
         )
         shape, fortran, dtype = read_header(file)
         if dtype.hasobject:

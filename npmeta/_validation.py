@@ -234,9 +234,12 @@ def as_whole(value: Any, name: str, low: int = 0, high: int = 2**64 - 1) -> int:
 
 
 def as_list(value: Any, name: str, kind: str) -> list[Any]:
-    """The items of a list, a tuple or an array with one axis, or a ValueError that names their kind."""
-    flat = value.ndim == 1 if isinstance(value, np.ndarray) else isinstance(value, Sequence)
-    if not flat or isinstance(value, str | bytes):
+    """The items of what has an order (a list, an array with one axis, a column of a data frame).
+
+    ValueError "{name} must be {kind}" for anything else.
+    """
+    ordered = isinstance(value, Iterable) and not isinstance(value, str | bytes | set | frozenset)
+    if not ordered or getattr(value, "ndim", 1) != 1:
         raise ValueError(f"{name} must be {kind}, got {shown(value)}")
     return list(value)
 
@@ -256,9 +259,9 @@ def as_precision(dtype: object, name: str = "dtype") -> DType:
         made: DType | None = None if dtype is None else np.dtype(dtype)  # type: ignore[call-overload]
     except Exception:  # NumPy has many words for what is none
         made = None
-    if made is None or made not in (np.dtype(np.float32), np.dtype(np.float64)):
+    if made is None or made.newbyteorder("=") not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise ValueError(f"{name} must be float32 or float64, got {shown(dtype)}")
-    return made
+    return made.newbyteorder("=")
 
 
 def check_text(value: object, name: str) -> None:

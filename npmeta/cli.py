@@ -54,7 +54,12 @@ class _Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else list(args)
         own = list(self._option_string_actions)
         if words and words[0].startswith("-") and words[0] not in own:
-            raise _unknown_argument(words[0], own)  # else it would be the command that is missed
+            # Else it would be the command that is missed.
+            if any(
+                words[0].split("=")[0] in p._option_string_actions for p in _commands(self).values()
+            ):
+                raise ValueError(f"{words[0]} goes after the command: npmeta COMMAND {words[0]}")
+            raise _unknown_argument(words[0], own)
         parsed, extra = self.parse_known_args(words, namespace)
         if extra:
             raise _unknown_argument(extra[0], _words(self, parsed))
@@ -69,10 +74,17 @@ def _unknown_argument(word: str, known: list[str]) -> ValueError:
 
 def _words(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> list[str]:
     """Every option that the command that was called knows."""
+    parser = _commands(parser).get(getattr(parsed, "command", None), parser)
+    return list(parser._option_string_actions)
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str | None, argparse.ArgumentParser]:
+    """The parsers of the commands, by name."""
+    found: dict[str | None, argparse.ArgumentParser] = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            parser = action.choices[parsed.command]
-    return list(parser._option_string_actions)
+            found.update(action.choices)
+    return found
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from npmeta._reading import SHORT, read_file
-from npmeta._validation import shown, unknown_name
+from npmeta._validation import lookup, shown, unknown_name
 from npmeta.algorithms.base import MetaLearner
 from npmeta.optimizers import Schedule, constant, cosine, step
 from npmeta.options import TASKS
@@ -45,8 +45,7 @@ class Config:
     """
 
     def __init__(self, task: str, *layers: Mapping[str, Any]) -> None:
-        if task not in TASKS:
-            raise unknown_name(task, list(TASKS), "task")
+        lookup(task, dict.fromkeys(TASKS), "task")
         self.task = task
         named = [layer["algorithm"] for layer in layers if "algorithm" in layer]
         algorithm = named[-1] if named else DEFAULT

@@ -60,7 +60,8 @@ class Sgd:
         self, params: Named, grads: Named, state: Named, lr: float
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         lr = _check_update(params, grads, state, lr)
-        return {name: np.asarray(theta - lr * grads[name]) for name, theta in params.items()}, {}
+        steps = {name: lr * np.asarray(grads[name]) for name in params}
+        return {name: np.asarray(theta - steps[name]) for name, theta in params.items()}, {}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Adam:
         rate = lr / (1 - self.beta1**t)
         root = math.sqrt(1 - self.beta2**t)
         for name, theta in params.items():
-            g = grads[name]
+            g = np.asarray(grads[name])
             m = self.beta1 * state[f"m/{name}"] + (1 - self.beta1) * g
             v = self.beta2 * state[f"v/{name}"] + (1 - self.beta2) * (g * g)
             # asarray: arithmetic on an array without axes gives a scalar.
@@ -247,7 +248,8 @@ def clip_by_global_norm(grads: Named, max_norm: float | None) -> tuple[Named, fl
     if max_norm is not None:  # a negative one would turn the gradient round
         positive = as_number(max_norm, "max_norm", "positive", lambda most: most > 0)
     # Squares overflow beyond 1e154, and those of float32 gradients from 1e19 on.
-    joint = norm([norm(as_array(g, f"gradient of {name}")) for name, g in grads.items()])
+    grads = {name: as_array(g, f"gradient of {name}") for name, g in grads.items()}
+    joint = norm([norm(g) for g in grads.values()])
     if max_norm is None or joint <= positive:
         return grads, joint
     factor = positive / joint

@@ -125,7 +125,7 @@ class Checkpoint:
         """
         content = read_file(path)
         try:
-            arrays = npz_arrays(content, path)
+            arrays = npz_arrays(content, "it")
             alone = {name: arrays.pop(name) for name in ("members", "iteration", "window")}
             if list(arrays) != alone["members"].tolist():
                 raise ValueError("it has other arrays than it was written with")
@@ -204,6 +204,8 @@ def new_run(
 
 
 def _check_free(folder: Path) -> None:
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise TakenError(f"{folder} is not a folder; choose another --out")
     if not is_free(folder):
         raise TakenError(
             f"{folder} exists and is not empty; choose another --out, or go on with the run in it: "
@@ -340,11 +342,13 @@ class Run:
         ValueError
             If there is none.
         """
-        for path in reversed(self.checkpoints()):
+        paths = self.checkpoints()
+        for path in reversed(paths):
             try:
                 return Checkpoint.read(path)
             except ValueError as error:
-                warnings.warn(f"{error}; using the one before it", stacklevel=2)
+                rest = "; using the one before it" if path != paths[0] else ""
+                warnings.warn(f"{error}{rest}", stacklevel=2)
         raise ValueError(f"{self.folder} has no checkpoint that can be read")
 
     # --- metrics --------------------------------------------------------------------------------------

@@ -240,7 +240,8 @@ def _steps(
             out = form_at(algorithm, iteration).meta_gradient(params, batch)
             grads, norm = clip_by_global_norm(out.grads, clip)
         _check_finite(iteration, out, norm)
-        lr = float(outer_lr * schedule(iteration))
+        factor = as_number(schedule(iteration), "what schedule returns", "a finite number")
+        lr = outer_lr * factor
         with np.errstate(all="ignore"):
             params, state = optimizer.update(params, grads, state, lr)
         for name, array in (*params.items(), *state.items()):

@@ -198,3 +198,37 @@ def test_gradients_and_state_of_other_shapes_do_not_broadcast(optimizer):
     if state:
         with pytest.raises(ValueError, match=r"state 'm/a' must have shape \(3,\), got \(1,\)"):
             optimizer.update(params, params, {**state, "m/a": np.zeros(1)}, 0.1)
+
+
+class Column:
+    """A column of a data frame, as far as NumPy knows: no list, but in order."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype=dtype)
+
+
+def test_whatever_has_an_order_is_a_list():
+    encoding = Encoding(("a", "b"), "y", (0.0, 1.0), (1.0, 2.0), classes=("n", "y"))
+    for kind in (list, lambda items: dict.fromkeys(items), lambda items: Column(*items)):
+        names, numbers = kind(["a", "b"]), Column(0.0, 1.0)
+        assert Encoding(names, "y", numbers, Column(1.0, 2.0), classes=kind(["n", "y"])) == encoding
+    assert nm.tasks.Sinusoid(x=Column(-1, 1)).x == (-1.0, 1.0)
+    assert nm.tasks.Sinusoid(x=np.array([-1, 1])) == nm.tasks.Sinusoid(x=(-1.0, 1.0))
+    clipped, norm = optimizers.clip_by_global_norm({"a": [3.0, 4.0]}, 1)
+    assert norm == 5
+    np.testing.assert_allclose(clipped["a"], [0.6, 0.8], rtol=1e-15)
+    for optimizer in (optimizers.Sgd(), optimizers.Adam(), optimizers.Momentum()):
+        params = {"a": np.zeros(2)}
+        optimizer.update(params, {"a": [1.0, 2.0]}, optimizer.init(params), 0.1)
+    assert check_gradient(lambda x: (np.array([np.sin(x).sum()]), np.cos(x)), np.arange(4.0)).passed
+    parts = [np.arange(4.0), np.array(1.0)]
+    assert check_gradient(lambda x: (sum((p**2).sum() for p in x), [2 * p for p in x]), parts).passed

@@ -896,3 +896,20 @@ def test_a_resume_that_cannot_go_on_changes_nothing(trained, capsys, tmp_path):
         before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         assert message in fails(capsys, "train", "--resume", folder, "--iterations", 300)
         assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_resume_that_cannot_write_changes_nothing(trained, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    (folder / "config.toml").write_text(
+        (folder / "config.toml").read_text().replace('schedule = "cosine"', 'schedule = "constant"')
+    )
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "No space left" in fails(capsys, "train", "--resume", folder, "--iterations", 300)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

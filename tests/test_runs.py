@@ -375,7 +375,7 @@ def test_folders_that_are_no_runs(tmp_path, run):
     with pytest.raises(ValueError, match=r"exists and is not empty.*--resume"):
         Run.create(run.folder, run.config, None)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="exists and is not empty"):
+    with pytest.raises(ValueError, match="is not a folder"):
         Run.create(tmp_path / "file", run.config, None)
     (run.folder / "metrics.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match=r"metrics.csv cannot be read"):
@@ -532,3 +532,13 @@ def test_a_file_that_is_swept_before_its_lock_is_made_again(tmp_path, monkeypatc
         os.replace(making, tmp_path / "folder")
     assert n == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_failed_write_names_its_file_once(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "file", "new")
+    assert str(caught.value) == f"[Errno 28] No space left on device: '{tmp_path / 'file'}'"

@@ -969,3 +969,18 @@ def test_what_has_no_end_is_not_read(tmp_path):
         for read in (Omniglot, read_image, nm.tasks.Table, Config.read_toml):
             with pytest.raises(ValueError, match="a regular file"):
                 read(Path(path))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_what_comes_twice_in_a_zip_matters_only_if_it_is_a_drawing(tmp_path, contents):
+    path = tmp_path / "twice.zip"
+    name = next(iter(contents))
+    for again, message in (("README", None), (name, f"holds one drawing twice: {name} and {name}")):
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, data in (*contents.items(), ("README", b""), (again, contents[name])):
+                archive.writestr(member, data)
+        if message is None:
+            assert len(Omniglot(path, **THREE_WAYS).characters) == len(CHARACTERS)
+        else:
+            with pytest.raises(ValueError, match=re.escape(message)):
+                Omniglot(path, **THREE_WAYS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from npmeta import losses
-from npmeta._validation import Array, unknown_name
+from npmeta._validation import Array, lookup
 from npmeta.algorithms.base import MetaParameters
 from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, check_scale
 from npmeta.distances import euclidean, weighted_l1
@@ -75,8 +75,7 @@ class SiameseNetwork(Episodic):
     def __post_init__(self) -> None:
         check_model(self.model, self.ways)
         check_scale(self.margin, "margin")
-        if self.pair_loss not in PAIR_LOSSES:
-            raise unknown_name(self.pair_loss, list(PAIR_LOSSES), "pair loss")
+        lookup(self.pair_loss, dict.fromkeys(PAIR_LOSSES), "pair loss")
         if self.pair_loss == "weighted_l1" and self.model is None:
             raise ValueError("the weighted L1 loss needs a model, whose outputs it weighs")
 

@@ -114,18 +114,20 @@ def _resume(run: Run, task: str | None, changes: Mapping[str, Any], workers: int
     run.check_metrics(checkpoint)  # nothing has been written yet
     if (folder / "checkpoints").is_symlink():
         raise ValueError(f"{folder / 'checkpoints'} is a link; a run writes to a folder of its own")
+    missing = find_spec("matplotlib") and not all((folder / name).exists() for name in pictures(config))
+    whole = made == iterations and (folder / "evaluation.json").exists() and not missing
+    if not whole:
+        run.go_on(checkpoint)  # the first to be written: where that cannot be, nothing has changed
     if changed:
         run.config = config
         run.write("config.toml", config.to_toml())
-    missing = find_spec("matplotlib") and not all((folder / name).exists() for name in pictures(config))
-    if made == iterations and (folder / "evaluation.json").exists() and not missing:
+    if whole:
         say(f"{folder} has made its {iterations} iterations; --iterations N goes on to more")
         return 0
     # Scores and pictures of fewer iterations; without them, an interrupt before the new ones can be
     # made good.
     for name in ("evaluation.json", *pictures(config)):
         (folder / name).unlink(missing_ok=True)
-    run.go_on(checkpoint)
     say(f"going on from iteration {made} of {iterations}")
     return _train(run, tasks, algorithm, checkpoint, workers)
 

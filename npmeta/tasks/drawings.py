@@ -168,7 +168,7 @@ def _decode_all(drawings: dict[Key, bytes], path: Path) -> tuple[Array, tuple[st
 def _decode(file: Path | BytesIO, name: str) -> Array:
     """Grey levels of an image file, 0 (black) to 255 (white): ``(height, width)``."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         need = "reading images needs pillow, the extra npmeta[images]: pip install pillow"
         raise ImportError(need) from None
@@ -184,6 +184,8 @@ def _decode(file: Path | BytesIO, name: str) -> Array:
                 drawn = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
                 return np.asarray(drawn.convert("L"))
             return np.asarray(image.convert("L"))
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} cannot be read as an image: it is neither PNG nor JPEG") from None
     except Exception as error:  # damage shows in many ways
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
 

@@ -98,7 +98,7 @@ class Encoding:
             numbers = as_array(getattr(self, name), name, "iuf")
             if numbers.ndim != 1:
                 raise ValueError(f"{name} must have a number for each feature, got {shown(numbers)}")
-            object.__setattr__(self, name, tuple(numbers.tolist()))
+            object.__setattr__(self, name, tuple(numbers.astype(np.float64).tolist()))
         for name in ("target_mean", "target_std"):
             object.__setattr__(self, name, as_number(getattr(self, name), name, "a finite number"))
         n = len(self.features)

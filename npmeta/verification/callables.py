@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array, as_precision, check_finite, check_function, unmasked
+from npmeta._validation import Array, as_array, as_precision, check_finite, check_function, unmasked
 from npmeta.verification.differences import Difference
 
 __all__ = ["SAFETY", "Function", "Layout", "ValueAndGradient", "derivative_bar", "why_wide"]
@@ -36,13 +36,13 @@ class Layout:
     def __init__(self, x: Any) -> None:
         self._kind: Callable[[dict[str, Array]], Any]
         if isinstance(x, Mapping):
-            arrays = {str(name): unmasked(part, str(name)) for name, part in x.items()}
+            arrays = {str(name): as_array(part, str(name)) for name, part in x.items()}
             self._kind = lambda parts: dict(zip(x, parts.values(), strict=True))
-        elif isinstance(x, Sequence) and len(x) > 0 and all(np.ndim(part) > 0 for part in x):
-            arrays = {str(i): unmasked(part, f"x[{i}]") for i, part in enumerate(x)}
+        elif isinstance(x, Sequence) and len(x) > 0 and any(np.ndim(part) > 0 for part in x):
+            arrays = {str(i): as_array(part, f"x[{i}]") for i, part in enumerate(x)}
             self._kind = lambda parts: list(parts.values())
         else:
-            arrays = {"x": unmasked(x, "x")}
+            arrays = {"x": as_array(x, "x")}
             self._kind = lambda parts: parts["x"]
         for name, array in arrays.items():
             if array.dtype.kind not in "iuf" or array.size == 0:
@@ -125,7 +125,7 @@ class Function:
 
     def __call__(self, vector: Array) -> tuple[float, Array]:
         value, gradient = self._call(vector)
-        return float(value), self.layout.flat(gradient, "the gradient")
+        return float(np.asarray(value).reshape(())), self.layout.flat(gradient, "the gradient")
 
     def _call(self, vector: Array) -> tuple[Any, Any]:
         result = self._function(self.layout.build(vector))
