@@ -223,3 +223,22 @@ except RuntimeError as error:
         )
         assert done.stderr == ""
         assert told in done.stdout
+
+
+#: An interrupt when NumPy begins to be imported, before main.
+AT_AN_IMPORT = """
+import os, signal, sys
+from npmeta.__main__ import command
+def hook(event, args):
+    if event == "import" and args[0] == "numpy":
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(hook)
+command()
+"""
+
+
+def test_an_interrupt_before_anything_has_begun_is_no_traceback():
+    done = subprocess.run([sys.executable, "-c", AT_AN_IMPORT, "list"], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == ""
+    assert done.stdout == ""
