@@ -231,7 +231,7 @@ def _as_float64(values: ArrayLike, name: str) -> Array:
     array = unmasked(values, name)
     try:
         return array.astype(np.float64)
-    except (TypeError, ValueError) as error:  # text, None, pandas' NA
+    except (TypeError, ValueError, OverflowError) as error:  # text, None, pandas' NA, 10**400
         raise ValueError(f"{name} must hold real numbers: {error}") from None
 
 

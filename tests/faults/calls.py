@@ -32,6 +32,10 @@ class Call:
     arguments: dict[str, Any]
 
 
+def _names(*args: Any, **options: Any) -> list[str]:
+    return ["a", "b"]
+
+
 class _Thing:
     def __repr__(self) -> str:
         return "a thing"
@@ -73,7 +77,7 @@ def _values() -> list[Any]:
         iter(()),
         _Thing(),
         _Thing,
-        len,
+        _names,
         lambda *args, **options: None,
         np.float32(2),
         np.int64(-3),
