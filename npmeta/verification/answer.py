@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, unmasked
+from npmeta._validation import Array, check_mapping, unmasked
 from npmeta.verification.problem import Problem
 
 __all__ = ["as_answer"]
@@ -22,6 +22,7 @@ def as_answer(problem: Problem, gradient: ArrayLike | Mapping[str, ArrayLike]) -
         If its shape, or that of an array in it, does not fit.
     """
     if isinstance(gradient, Mapping):
+        check_mapping(gradient, "a gradient by name")
         arrays = {name: unmasked(array, name) for name, array in gradient.items()}
         missing = sorted(set(problem.blocks) ^ set(arrays))
         if missing:

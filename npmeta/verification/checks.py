@@ -206,7 +206,8 @@ def check_batched(
         Or anything with a length whose slices are such batches.
     """
     check_function(function, "function")
-    if not hasattr(tasks, "__len__") or not hasattr(tasks, "__getitem__") or isinstance(tasks, Mapping):
+    has_slices = hasattr(tasks, "__getitem__") and not isinstance(tasks, Mapping | str | bytes)
+    if not hasattr(tasks, "__len__") or not has_slices or getattr(tasks, "ndim", 1) == 0:
         raise ValueError(f"tasks must be a TaskBatch, or have a length and slices, got {shown(tasks)}")
     f = Function(lambda point: function(point, tasks), x, precision)
     one_by_one = [
