@@ -484,6 +484,8 @@ def _calls(folder: Path) -> Iterator[Call]:
     X, Y, groups = rng.normal(size=(60, 2)), rng.normal(size=60), np.repeat(np.arange(6), 10)
 
     def fit(X: Any, y: Any, groups: Any, **options: Any) -> Any:
+        if options["iterations"] is None:  # the default, which takes long
+            options["iterations"] = 1
         return MetaEstimator("maml", **options).fit(X, y, groups=groups)
 
     yield Call("MetaEstimator.fit", fit, {"X": X, "y": Y, "groups": groups, **estimator})
