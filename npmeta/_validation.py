@@ -253,10 +253,10 @@ def as_range(value: Any, name: str) -> tuple[float, float]:
     return bounds[0], bounds[1]
 
 
-def as_precision(dtype: object, name: str = "dtype") -> DType:
+def as_precision(dtype: Any, name: str = "dtype") -> DType:
     """float32 or float64, or a ValueError."""
     try:
-        made: DType | None = None if dtype is None else np.dtype(dtype)  # type: ignore[call-overload]
+        made: DType | None = None if dtype is None else np.dtype(dtype)
     except Exception:  # NumPy has many words for what is none
         made = None
     if made is None or made.newbyteorder("=") not in (np.dtype(np.float32), np.dtype(np.float64)):

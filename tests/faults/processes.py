@@ -10,10 +10,10 @@ import builtins
 import errno
 import io
 import os
+import select
 import shutil
 import signal
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,19 +136,17 @@ def run(
     child = os.fork()
     if not child:
         _become(words, folder, said, kill, full, room)  # does not return
-    deadline, began = time.monotonic() + LONGEST, time.monotonic()
-    while True:
-        pid, code = os.waitpid(child, os.WNOHANG)
-        if pid:
-            break
-        if after is not None and time.monotonic() - began > after:
-            os.kill(child, signal.SIGKILL)
-        elif time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            shutil.rmtree(said)
-            return Ended(-1, "", f"it did not end within {LONGEST} s", 0, ())
-        time.sleep(0.001)
+    ends = os.pidfd_open(child)
+    try:
+        in_time = select.select([ends], [], [], LONGEST if after is None else after)[0]
+    finally:
+        os.close(ends)
+    if not in_time:
+        os.kill(child, signal.SIGKILL)
+    _, code = os.waitpid(child, 0)
+    if not in_time and after is None:
+        shutil.rmtree(said)
+        return Ended(-1, "", f"it did not end within {LONGEST} s", 0, ())
     texts = [(said / name).read_text("utf-8", "replace") for name in ("out", "err")]
     points = (said / "points").read_text().split() if (said / "points").exists() else ["0"]
     shutil.rmtree(said)

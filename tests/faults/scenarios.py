@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from tests.faults.processes import Ended, ended, run, snapshot, traceless
@@ -123,13 +124,10 @@ SCENARIOS = (
 
 def ready() -> None:
     """Import for all children of this process, and have golden suites of three cases: all take long."""
-    import matplotlib.font_manager  # noqa: F401  # whose first import may write a cache
-
-    import npmeta.cli
-    import npmeta.commands
-    import npmeta.plots  # noqa: F401
-    from npmeta.verification import golden_suite
-
+    # The first import of font_manager may write a cache of its own.
+    for name in ("matplotlib.font_manager", "npmeta.cli", "npmeta.commands", "npmeta.plots"):
+        import_module(name)
+    golden_suite = import_module("npmeta.verification.golden_suite")
     golden_suite.SETTINGS = golden_suite.SETTINGS[:3]
 
 
