@@ -898,6 +898,37 @@ def test_a_resume_that_cannot_go_on_changes_nothing(trained, capsys, tmp_path):
         assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
+def test_a_run_whose_checkpoints_are_elsewhere_is_not_gone_on_with(trained, capsys, tmp_path):
+    folder, theirs = tmp_path / "run", tmp_path / "theirs"
+    shutil.copytree(trained[0], folder)
+    (folder / "checkpoints").rename(theirs)
+    (folder / "checkpoints").symlink_to(theirs)
+    before = {path: path.read_bytes() for path in theirs.iterdir()}
+    assert "is a link" in fails(capsys, "train", "--resume", folder)
+    assert {path: path.read_bytes() for path in theirs.iterdir()} == before
+
+
+def test_parameters_of_another_network_are_not_evaluated(trained, capsys, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    path = folder / "config.toml"
+    assert "hidden = [8, 8]" in path.read_text()
+    path.write_text(path.read_text().replace("hidden = [8, 8]", "hidden = [8, 9]"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    support, query = tmp_path / "support.csv", tmp_path / "query.csv"
+    support.write_text("x,y\n0.5,0.1\n")
+    query.write_text("x\n0.5\n")
+    for command in (
+        ("evaluate", folder, "--tasks", 5),
+        ("adapt", folder, "--support", support, "--query", query),
+        ("plot", folder, "--out", tmp_path / "plot.png"),
+    ):
+        message = fails(capsys, *command)
+        assert "does not fit config.toml: its parameters are" in message, command
+        assert len(message) < 1000
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_a_resume_that_cannot_write_changes_nothing(trained, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder)

@@ -68,6 +68,8 @@ def test_every_option_has_help_and_a_default_that_passes_its_own_check():
         ("sinusoid", {"shots": 0}, "shots must be at least 1, got 0"),
         ("sinusoid", {"shots": 2.5}, "shots must be a whole number, got 2.5"),
         ("sinusoid", {"shots": True}, "shots must be a whole number, got True"),
+        ("sinusoid", {"seed": 2**63}, "seed must be a number of 64 bits, got 9223372036854775808"),
+        ("sinusoid", {"outer_lr": 10**400}, "outer_lr must be a number of 64 bits"),
         ("sinusoid", {"outer_lr": 0.0}, "outer_lr must be greater than 0, got 0"),
         ("sinusoid", {"outer_lr": float("nan")}, "outer_lr must be finite"),
         ("sinusoid", {"schedule_floor": 1.5}, "schedule_floor must be at most 1, got 1.5"),

@@ -27,7 +27,7 @@ from npmeta.registry import ALGORITHMS as REGISTRY
 from npmeta.verification import FAULTS, golden
 from npmeta.verification.golden_algorithms import ALGORITHMS, golden_case
 from npmeta.verification.golden_families import SETTINGS
-from npmeta.verification.golden_files import load_problem
+from npmeta.verification.golden_files import load_problem, read_case
 from npmeta.verification.golden_suite import inputs_digest
 from npmeta.verification.golden_tensors import load_arrays, npz_bytes, safetensors_bytes
 from npmeta.verification.golden_words import ACTIVATION_FORMULAS, LOSS_FORMULAS
@@ -645,6 +645,40 @@ def test_changed_files_are_refused(few, tmp_path):
     )
     with pytest.raises(ValueError, match="has version 0 of the suite"):
         golden.check(copy, answers(few, "expected.", ["steps-1"]))
+
+
+def change(path, old, new):
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"id": "base"', '"id": "../base"', r"index.json: '\.\./base' is not the id of a case"),
+        (
+            '"cases/base/case.json": "',
+            '"cases/base/other.json": "',
+            r"index.json has no checksum of case.json",
+        ),
+    ],
+)
+def test_an_index_that_names_other_files_is_refused(few, tmp_path, old, new, message):
+    copy = tmp_path / "suite"
+    shutil.copytree(few, copy)
+    change(copy / "index.json", old, new)
+    with pytest.raises(ValueError, match=message):
+        golden.check(copy, answers(few, "expected.", ["base"]))
+
+
+def test_a_case_that_would_take_for_ever_is_refused(few, tmp_path):
+    copy = tmp_path / "base"
+    shutil.copytree(few / "cases" / "base", copy)
+    case = json.loads((copy / "case.json").read_text("utf-8"))
+    (copy / "case.json").write_text(json.dumps(case | {"inner_steps": 10_001}), "utf-8")
+    with pytest.raises(ValueError, match="has 10001 inner steps; at most 10000 are expected"):
+        read_case(copy)
 
 
 # --- the example in C -------------------------------------------------------------------------------

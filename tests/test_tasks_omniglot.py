@@ -183,6 +183,16 @@ def test_split_up_refuses_too_few():
     }
 
 
+def test_a_folder_of_too_many_bytes_is_refused(tmp_path, contents, monkeypatch):
+    size = sum(map(len, contents.values()))
+    folder = write_folder(tmp_path / "folder", contents)
+    monkeypatch.setattr(drawings, "MOST", size)
+    Omniglot(folder, **THREE_WAYS)
+    monkeypatch.setattr(drawings, "MOST", size - 1)
+    with pytest.raises(ValueError, match=f"have more than {size - 1} bytes; put them in a zip"):
+        Omniglot(folder, **THREE_WAYS)
+
+
 @pytest.mark.parametrize(
     "fractions", [(1, 0), (0.5, 0.5, 0.5), (1.5, -0.5, 0), (0, float("nan"), 1), (float("inf"), 0, 0)]
 )

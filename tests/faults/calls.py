@@ -253,39 +253,31 @@ def _calls(folder: Path) -> Iterator[Call]:
     )
     yield Call("SineOracle", algorithms.SineOracle, {"frequency": 1.0, "loss": "mse"})
 
-    learners = [
-        maml,
-        IMAML(model, "mse", inner_steps=3, solve_steps=5),
-        algorithms.Reptile(model, "mse"),
-        MAMLPlusPlus(model, "mse", inner_steps=2),
-        algorithms.MetaLSTM(model, "mse", inner_steps=2),
-        algorithms.RidgeHead(model, "mse"),
-        Sharded(maml, 1),
-    ]
-    for learner in learners:
-        name = type(learner).__name__
-        params = (maml if name == "Sharded" else learner).init(0)
-        if name != "Sharded":
-            yield Call(f"{name}.init", learner.init, {"rng": 0, "dtype": "float64"})
-        yield Call(f"{name}.meta_gradient", learner.meta_gradient, {"params": params, "tasks": batch})
-        yield Call(f"{name}.evaluate", learner.evaluate, {"params": params, "tasks": batch, "steps": 1})
-        if name != "Sharded":
-            yield Call(f"{name}.predict", learner.predict, {"params": params, **prediction, "steps": 1})
-    for learner in (
-        algorithms.PrototypicalNetwork(model),
-        algorithms.MatchingNetwork(model),
-        algorithms.SiameseNetwork(model),
-        algorithms.RelationNetwork(model),
+    step, of_classes = {"steps": 1}, {"support_y": labels}
+    for learner, sets_of, more, answers in (
+        (maml, batch, step, {}),
+        (IMAML(model, "mse", inner_steps=3, solve_steps=5), batch, step, {}),
+        (algorithms.Reptile(model, "mse"), batch, step, {}),
+        (MAMLPlusPlus(model, "mse", inner_steps=2), batch, step, {}),
+        (algorithms.MetaLSTM(model, "mse", inner_steps=2), batch, step, {}),
+        (algorithms.RidgeHead(model, "mse"), batch, step, {}),
+        (algorithms.PrototypicalNetwork(model), class_batch, {}, of_classes),
+        (algorithms.MatchingNetwork(model), class_batch, {}, of_classes),
+        (algorithms.SiameseNetwork(model), class_batch, {}, of_classes),
+        (algorithms.RelationNetwork(model), class_batch, {}, of_classes),
     ):
         name, params = type(learner).__name__, learner.init(0)
+        given = {"params": params, "tasks": sets_of}
+        yield Call(f"{name}.init", learner.init, {"rng": 0, "dtype": "float64"})
+        yield Call(f"{name}.meta_gradient", learner.meta_gradient, given)
+        yield Call(f"{name}.evaluate", learner.evaluate, {**given, **more})
         yield Call(
-            f"{name}.meta_gradient", learner.meta_gradient, {"params": params, "tasks": class_batch}
-        )
-        yield Call(f"{name}.evaluate", learner.evaluate, {"params": params, "tasks": class_batch})
-        yield Call(
-            f"{name}.predict", learner.predict, {"params": params, **prediction, "support_y": labels}
+            f"{name}.predict", learner.predict, {"params": params, **prediction, **answers, **more}
         )
     params = maml.init(0)
+    given = {"params": params, "tasks": batch}
+    yield Call("Sharded.meta_gradient", Sharded(maml, 1).meta_gradient, given)
+    yield Call("Sharded.evaluate", Sharded(maml, 1).evaluate, {**given, **step})
     yield Call("MAML.adapt", maml.adapt, {"params": params, "support_x": x, "support_y": y, "steps": 1})
     yield Call("MAML.plan", maml.plan, {"tasks": batch})
     yield Call("Sharded", Sharded, {"algorithm": maml, "shard_size": 2, "workers": 1})
