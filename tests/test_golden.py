@@ -660,7 +660,7 @@ def change(path, old, new):
         (
             '"cases/base/case.json": "',
             '"cases/base/other.json": "',
-            r"index.json has no checksum of case.json",
+            r"index.json has no checksum of cases/base/case.json",
         ),
     ],
 )
