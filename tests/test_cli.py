@@ -936,6 +936,7 @@ def test_a_resume_that_cannot_write_changes_nothing(trained, tmp_path, monkeypat
         (folder / "config.toml").read_text().replace('schedule = "cosine"', 'schedule = "constant"')
     )
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {"evaluation.json", "scores.png"} <= {path.name for path in before}
 
     def full(*args):
         raise OSError(28, "No space left on device")

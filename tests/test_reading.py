@@ -145,6 +145,10 @@ def test_a_member_that_lies_about_its_size_gives_no_more_than_it_says():
     struct.pack_into("<I", content, at, 1000)
     with pytest.raises(ValueError, match="cannot be unzipped"):
         Members(bytes(content), "o.zip").read("x")
+    # One that says more unpacks to its end, and its checksum is right.
+    struct.pack_into("<I", content, at, 10**6 + 1)
+    with pytest.raises(ValueError, match="1000000 bytes came, 1000001 are expected"):
+        Members(bytes(content), "o.zip").read("x")
 
 
 def test_many_cells_are_not_made_of_few_bytes(tmp_path):
