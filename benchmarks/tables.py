@@ -120,8 +120,8 @@ def _score(table: Table, run: Run) -> dict[str, Any]:
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
     scored = nm.evaluate(
         algorithm,
-        OnGrid(tasks, table.grid) if table.grid else tasks,
         run.load().params,
+        OnGrid(tasks, table.grid) if table.grid else tasks,
         n_tasks=config["eval_tasks"],
         steps=max(table.steps) if config.inner_steps else None,
         seed=config["seed"],

@@ -106,8 +106,8 @@ def _sharded(problem: Problem, n: int) -> Prepared:
 def _npmeta(algorithm: Algorithm, problem: Problem, n: int) -> Prepared:
     steps = nm.meta_train(
         algorithm,
-        _waves(),
         problem.theta,
+        _waves(),
         iterations=10**9,
         meta_batch=CASE.tasks,
         outer_lr=OUTER_LR,
@@ -191,4 +191,4 @@ def train(
 
 
 def _test_loss(problem: Problem, theta: NDArray[Any]) -> float:
-    return float(nm.evaluate(maml(problem), _waves(), theta).mean("loss")[-1])
+    return float(nm.evaluate(maml(problem), theta, _waves()).mean("loss")[-1])

@@ -92,6 +92,20 @@ def lookup(name: str, registry: Mapping[str, Entry], kind: str) -> Entry:
     return registry[name]
 
 
+def lookup_made(
+    name: str, registry: Mapping[str, Entry], makers: Mapping[str, Callable[[float], Entry]], kind: str
+) -> Entry:
+    """As :func:`lookup`; or what a maker makes of the number in "maker(number)"."""
+    match = re.fullmatch(r"(\w+)\((.+)\)", name) if isinstance(name, str) else None
+    if match is None or match[1] not in makers:
+        return lookup(name, registry, kind)
+    try:
+        number = float(match[2])
+    except ValueError:
+        raise ValueError(f"{kind} {shown(name)} must have a number in its brackets") from None
+    return makers[match[1]](number)
+
+
 def shown(value: object) -> str:
     """What came, for a message of one line; its type where it has no such name."""
     try:

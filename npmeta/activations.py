@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from npmeta._validation import Array, lookup
+from npmeta._validation import Array, as_number, lookup_made
 
 __all__ = ["ACTIVATIONS", "Activation", "elu", "get", "leaky_relu"]
 
@@ -27,7 +28,8 @@ class Activation:
     Attributes
     ----------
     name : str
-        What it is called in configurations.
+        What it is called in configurations and files: :func:`~npmeta.activations.get` finds one of
+        ours by it, its parameter included.
     f : callable
         ``z -> f(z)``, any shape.
     df : callable
@@ -51,9 +53,15 @@ class Activation:
 
     def __reduce__(self) -> str | tuple[object, ...]:
         """Pickle one of ours by its name, so that networks can be sent to other processes."""
-        if ACTIVATIONS.get(self.name) is self:
-            return get, (self.name,)
-        return object.__reduce__(self)
+        return (get, (self.name,)) if self.is_ours else object.__reduce__(self)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether :func:`~npmeta.activations.get` finds it by its name."""
+        try:
+            return get(self.name) is self
+        except ValueError:
+            return False
 
 
 # --- piecewise linear ---------------------------------------------------------------------------
@@ -77,11 +85,14 @@ RELU = Activation("relu", _positive_part, lambda z, a: _positive(z), None, (0.0,
 
 
 def leaky_relu(slope: float = 0.01) -> Activation:
-    """z for z > 0, ``slope * z`` elsewhere; f'(0) = slope."""
-    slope = float(slope)  # a np.float64 would make float32 networks float64
+    """z for z > 0, ``slope * z`` elsewhere; f'(0) = slope. Called "leaky_relu" or "leaky_relu(0.3)"."""
+    return _leaky_relu(as_number(slope, "slope", "a finite number"))
 
+
+@cache  # one of each, so that it is found again by its name
+def _leaky_relu(slope: float) -> Activation:
     return Activation(
-        "leaky_relu",
+        "leaky_relu" if slope == 0.01 else f"leaky_relu({slope})",
         lambda z: np.where(z.real > 0, z, slope * z),
         lambda z, a: slope + (1 - slope) * _positive(z),
         None,
@@ -94,10 +105,13 @@ def leaky_relu(slope: float = 0.01) -> Activation:
 
 
 def elu(alpha: float = 1.0) -> Activation:
-    """z for z > 0, ``alpha (exp(z) - 1)`` elsewhere; f'(0) = f''(0) = alpha, the left limits."""
+    """z for z > 0, ``alpha (exp(z) - 1)`` elsewhere; f'(0) = f''(0) = alpha, the left limits. Called
+    "elu" or "elu(0.5)"."""
+    return _elu(as_number(alpha, "alpha", "a finite number"))
 
-    alpha = float(alpha)
 
+@cache
+def _elu(alpha: float) -> Activation:
     def negative_part(z: Array) -> Array:  # so that no exponential overflows
         return np.where(z.real > 0, 0, z)
 
@@ -105,7 +119,7 @@ def elu(alpha: float = 1.0) -> Activation:
         return alpha * np.exp(negative_part(z))
 
     return Activation(
-        "elu",
+        "elu" if alpha == 1 else f"elu({alpha})",
         lambda z: np.where(z.real > 0, z, alpha * np.expm1(negative_part(z))),
         lambda z, a: np.where(z.real > 0, np.ones_like(z), tail(z)),
         lambda z, a: np.where(z.real > 0, np.zeros_like(z), tail(z)),
@@ -216,4 +230,5 @@ def get(activation: str | Activation) -> Activation:
     """
     if isinstance(activation, Activation):
         return activation
-    return lookup(activation, ACTIVATIONS, "activation")
+    makers = {"leaky_relu": leaky_relu, "elu": elu}
+    return lookup_made(activation, ACTIVATIONS, makers, "activation")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import overload
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from npmeta._validation import Array, as_parameters
 from npmeta.adaptation import StepSizes
-from npmeta.algorithms import MAML, Scores
+from npmeta.algorithms import MAML, Scores, StructuredMAML
 from npmeta.algorithms.base import MetaParameters, named
+from npmeta.algorithms.gradient_steps import Adapts
 from npmeta.mlp import MLP
+from npmeta.objective import Risk
 from npmeta.structure import gates_of, shares_of
 from npmeta.tasks import TaskBatch
+
+Steps = TypeVar("Steps", bound=Adapts)
 
 __all__ = ["CLOSED", "OPEN", "FoundLayer", "StructureReport", "harden", "structure_report"]
 
@@ -114,7 +118,7 @@ def _loss(mean: float) -> str:
 
 
 def structure_report(
-    learner: MLP | MAML,
+    learner: MLP | Adapts,
     params: ArrayLike | MetaParameters,
     tasks: TaskBatch | None = None,
     steps: int | None = None,
@@ -123,8 +127,8 @@ def structure_report(
 
     Parameters
     ----------
-    learner : MLP or MAML
-        With a structure. MAML, if there are tasks.
+    learner : MLP, MAML or another algorithm that takes gradient steps
+        With a structure. An algorithm, if there are tasks.
     params : array_like (P,), or mapping
         theta, or a task's adapted parameters; or meta-parameters.
     tasks : TaskBatch, optional
@@ -135,7 +139,7 @@ def structure_report(
     Raises
     ------
     ValueError
-        If there is no structure, parameters do not fit, or there are tasks and no MAML.
+        If there is no structure, parameters do not fit, or there are tasks and no algorithm.
 
     Examples
     --------
@@ -153,13 +157,13 @@ def structure_report(
     layers = _layers(model, theta)
     if tasks is None:
         return StructureReport(model, harden(model, theta)[0], layers)
-    if not isinstance(learner, MAML):
-        raise ValueError("to be measured on tasks, the structure must be that of a MAML")
+    if isinstance(learner, MLP):
+        raise ValueError("to be measured on tasks, the structure must be that of an algorithm")
     hard, hard_params = harden(learner, params)
-    assert isinstance(hard.model, MLP)
+    assert isinstance(hard.objective, Risk)
     return StructureReport(
         model,
-        hard.model,
+        hard.objective.model,
         layers,
         learner.evaluate(params, tasks, steps),
         hard.evaluate(hard_params, tasks, steps),
@@ -169,10 +173,12 @@ def structure_report(
 @overload
 def harden(learner: MLP, params: ArrayLike) -> tuple[MLP, Array]: ...
 @overload
-def harden(learner: MAML, params: ArrayLike | MetaParameters) -> tuple[MAML, dict[str, Array]]: ...
 def harden(
-    learner: MLP | MAML, params: ArrayLike | MetaParameters
-) -> tuple[MLP, Array] | tuple[MAML, dict[str, Array]]:
+    learner: StructuredMAML, params: ArrayLike | MetaParameters
+) -> tuple[MAML, dict[str, Array]]: ...
+@overload
+def harden(learner: Steps, params: ArrayLike | MetaParameters) -> tuple[Steps, dict[str, Array]]: ...
+def harden(learner: Any, params: ArrayLike | MetaParameters) -> tuple[Any, Any]:
     """The plain network with each layer's leading activation, without the units whose gates are closed;
     the other gates are multiplied into the weights behind them.
 
@@ -182,44 +188,51 @@ def harden(
 
     Parameters
     ----------
-    learner : MLP or MAML
+    learner : MLP, MAML or another algorithm that takes gradient steps
         With a structure.
     params : array_like (P,), or mapping
         theta, or meta-parameters.
 
     Returns
     -------
-    MLP or MAML
-        Plain.
+    MLP, or algorithm
+        Plain: the same algorithm with the same settings on the plain network; of
+        :class:`~npmeta.algorithms.StructuredMAML`, whose pressures have nothing left to act on, its
+        MAML.
     ndarray or dict
         Its parameters: theta ``(P',)``, or "theta" and, if it was among them, "inner_lr".
     """
     model, theta = _network(learner, params)
     plain, index, factors = _plain(model, theta)
-    if not isinstance(learner, MAML):
+    if isinstance(learner, MLP):
         return plain, theta[index] * factors
-    maml = learner
+    inner = learner.inner
 
     def of_plain(step_sizes: ArrayLike) -> Array:
-        alpha = StepSizes(step_sizes, maml.objective, maml.inner_steps, theta.dtype)
+        alpha = StepSizes(step_sizes, inner.objective, inner.steps, theta.dtype)
         if not alpha.per_parameter and (factors == 1).all():
             return np.asarray(step_sizes)
         sizes: Array = alpha.written_out()[:, index] * factors**2
         return sizes
 
     others = {name: of_plain(values) for name, values in named(params).items() if name != "theta"}
-    settings = ("loss", "inner_steps", "first_order", "inner_weight_decay", "weights")
-    hard = MAML(
-        plain,
-        inner_lr=of_plain(maml.inner_lr),
-        **{name: getattr(maml, name) for name in settings},
-    )
+    if isinstance(learner, StructuredMAML):
+        learner = learner.maml
+    own = {field.name for field in fields(learner)}
+    if "inner_lr" in own:
+        hard = replace(learner, model=plain, inner_lr=of_plain(inner.step_sizes))
+    elif "inner_lr" in others:
+        hard = replace(learner, model=plain)
+    else:
+        raise ValueError(
+            f"{type(learner).__name__} is hardened with its learned 'inner_lr' beside theta"
+        )
     return hard, {"theta": theta[index] * factors, **others}
 
 
-def _network(learner: MLP | MAML, params: ArrayLike | MetaParameters) -> tuple[MLP, Array]:
+def _network(learner: MLP | Adapts, params: ArrayLike | MetaParameters) -> tuple[MLP, Array]:
     """The network and theta ``(P,)``, checked."""
-    model = learner.model if isinstance(learner, MAML) else learner
+    model = getattr(learner, "model", None) if isinstance(learner, Adapts) else learner
     if not isinstance(model, MLP) or model.structure is None or model.n_layers == 1:
         raise ValueError(f"there is no structure in {model!r}")
     theta = as_parameters(named(params)["theta"], model.n_params)

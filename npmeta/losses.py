@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, DType, as_array, as_dtype, lookup
+from npmeta._validation import Array, DType, as_array, as_dtype, as_number, lookup_made
 from npmeta.softmax import from_largest
 
 __all__ = ["LOSSES", "DecisionsAt", "Loss", "LossAt", "accuracy", "decisions", "get", "huber"]
@@ -42,7 +43,8 @@ class Loss:
     Attributes
     ----------
     name : str
-        What it is called in configurations.
+        What it is called in configurations and files: :func:`~npmeta.losses.get` finds one of
+        ours by it, its parameter included.
     at : callable
         ``(o, y) -> LossAt``; ``o`` and ``y`` are ``(T, rows, n_L)``.
     targets : {"values", "classes", "binary", "counts"}
@@ -59,9 +61,15 @@ class Loss:
 
     def __reduce__(self) -> str | tuple[object, ...]:
         """Pickle one of ours by its name, so that objectives can be sent to other processes."""
-        if LOSSES.get(self.name) is self:
-            return get, (self.name,)
-        return object.__reduce__(self)
+        return (get, (self.name,)) if self.is_ours else object.__reduce__(self)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether :func:`~npmeta.losses.get` finds it by its name."""
+        try:
+            return get(self.name) is self
+        except ValueError:
+            return False
 
     def __call__(self, o: Array, y: Array) -> LossAt:
         return self.at(o, y)
@@ -175,12 +183,14 @@ def _mse(o: Array, y: Array) -> LossAt:
 def huber(delta: float = 1.0) -> Loss:
     """Mean of ½ r² where r = o − y lies in [−δ, δ], of δ (abs(r) − ½ δ) elsewhere (Huber 1964).
 
-    The second derivative is 1 within δ (the border included) and 0 beyond.
+    The second derivative is 1 within δ (the border included) and 0 beyond. Called "huber" or
+    "huber(0.1)".
     """
-    if not delta > 0:
-        raise ValueError(f"delta must be positive, got {delta}")
-    delta = float(delta)  # a np.float64 would make float32 losses float64
+    return _huber(as_number(delta, "delta", "a positive number", lambda d: d > 0))
 
+
+@cache  # one of each, so that it is found again by its name
+def _huber(delta: float) -> Loss:
     def at(o: Array, y: Array) -> LossAt:
         r, n = o - y, _size(o)
         inside = (r.real <= delta) & (r.real >= -delta)
@@ -190,7 +200,7 @@ def huber(delta: float = 1.0) -> Loss:
             _mean(clipped * (r - clipped / 2)), clipped / n, lambda u: np.where(inside, u, 0) / n
         )
 
-    return Loss("huber", at, "values")
+    return Loss("huber" if delta == 1 else f"huber({delta})", at, "values")
 
 
 class DecisionsAt(NamedTuple):
@@ -346,4 +356,4 @@ def get(loss: str | Loss) -> Loss:
     """
     if isinstance(loss, Loss):
         return loss
-    return lookup(loss, LOSSES, "loss")
+    return lookup_made(loss, LOSSES, {"huber": huber}, "loss")

@@ -181,7 +181,7 @@ class MLP:
     widths : sequence of int
         ``[n_0, ..., n_L]``: inputs, hidden layers, outputs. Two widths make a linear model.
     activation : str, Activation, or sequence of them
-        That of all hidden layers, or one for each of the L−1 hidden layers.
+        That of all hidden layers, or one for each of the L−1 hidden layers. By default "relu".
     norm : {"batch", "layer"}, optional
         Normalise what hidden layers hand to their activations (:mod:`npmeta.normalisation`). With
         "batch" the rows of a task depend on each other, and predictions are transductive.
@@ -231,7 +231,7 @@ class MLP:
     def __init__(
         self,
         widths: Sequence[int],
-        activation: str | Activation | Sequence[str | Activation] = "relu",
+        activation: str | Activation | Sequence[str | Activation] | None = None,
         *,
         norm: str | None = None,
         adapt_norm: bool = True,
@@ -246,6 +246,9 @@ class MLP:
         if not whole or len(self.widths) < 2 or min(self.widths) < 1:
             raise ValueError(f"widths must be two or more positive integers, got {shown(widths)}")
         n_hidden = len(self.widths) - 2
+        if structure is not None and activation is not None:
+            raise ValueError("a structure has its own candidates; leave out the activation")
+        activation = "relu" if activation is None else activation
         names = (
             list(activation)
             if isinstance(activation, Sequence) and not isinstance(activation, str)
@@ -270,8 +273,6 @@ class MLP:
                 raise ValueError(f"structure must be a Structure, got {type(structure).__name__}")
             if norm is not None:
                 raise ValueError("a network has a norm or a structure, not both")
-            if activation != "relu":
-                raise ValueError("a structure has its own candidates; leave out the activation")
             self.activations = (structure.activation,) * n_hidden
         self.shapes = tuple(self._shapes(l) for l in range(len(self.widths) - 1))
         self.layer_sizes = tuple(sum(map(math.prod, own.values())) for own in self.shapes)

@@ -14,12 +14,20 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta import losses as _losses
-from npmeta._validation import Array, DType, as_generator, as_parameters, shown
+from npmeta._validation import Array, DType, as_generator, as_parameters, check_has, shown
 from npmeta.losses import Loss
 from npmeta.mlp import MLP, Backward, Forward, backward, backward_dot, forward, forward_dot
 from npmeta.weights import Block, Gradient, Scale, flatten
 
-__all__ = ["Batch", "Linearization", "Objective", "Risk", "RiskLinearization", "linearize"]
+__all__ = [
+    "Batch",
+    "Linearization",
+    "Objective",
+    "Risk",
+    "RiskLinearization",
+    "as_objective",
+    "linearize",
+]
 
 #: Inputs and targets of the rows of every task, checked and cast: what ``Objective.prepare`` returns.
 Batch: TypeAlias = tuple[Array, Array]
@@ -124,6 +132,25 @@ def linearize(objective: Objective, phi: ArrayLike, x: ArrayLike, y: ArrayLike) 
 
 
 # --- a network and a loss -------------------------------------------------------------------------
+
+
+def as_objective(model: MLP | Objective, loss: str | Loss | None) -> Objective:
+    """What an algorithm descends on: a network with its loss, by default "mse"; or an objective.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or an objective beside a loss.
+    """
+    if isinstance(model, MLP):
+        return Risk(model, "mse" if loss is None else loss)
+    try:
+        check_has(model, "model", "an MLP or an objective", "prepare", "hold", "scales", "at", "score")
+    except ValueError:
+        raise ValueError(f"model must be an MLP or an objective, got {type(model).__name__}") from None
+    if loss is not None:
+        raise ValueError("an objective brings its own loss; pass loss only with an MLP")
+    return model
 
 
 class Risk:

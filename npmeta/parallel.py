@@ -219,7 +219,7 @@ class Sharded:
     >>> maml = nm.MAML(nm.MLP([1, 20, 20, 1]), inner_lr=0.01)
     >>> params = maml.init(np.random.default_rng(0))
     >>> with Sharded(maml, shard_size=8) as sharded:  # workers=4, in a script
-    ...     for step in nm.meta_train(sharded, nm.tasks.Sinusoid(), params, iterations=3):
+    ...     for step in nm.meta_train(sharded, params, nm.tasks.Sinusoid(), iterations=3):
     ...         print(step.iteration, round(step.loss, 1))
     1 9.4
     2 6.6

@@ -68,11 +68,16 @@ class NonFiniteError(ArithmeticError):
         self, iteration: int, task: int | None, value: float, what: str = "the meta-gradient"
     ) -> None:
         self.iteration, self.task = iteration, task
+        self._made_of = iteration, task, value, what
         what = what if task is None else f"the loss of task {task}"
         super().__init__(
             f"{what} in iteration {iteration} is {value}; try a smaller inner_lr or outer_lr, fewer "
             f"inner steps, or clipping the meta-gradient (clip = 10, say)"
         )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """So that it comes back from another process."""
+        return type(self), self._made_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +112,8 @@ class Step:
 
 def meta_train(
     algorithm: Algorithm,
-    tasks: Sampler,
     params: Mapping[str, Array] | ArrayLike,
+    tasks: Sampler,
     *,
     iterations: int,
     meta_batch: int = 25,
@@ -130,9 +135,9 @@ def meta_train(
     ----------
     algorithm : Algorithm
         :class:`~npmeta.MAML`, say.
-    tasks : Sampler
     params : mapping of ndarray, or array_like
         Meta-parameters to begin with: ``algorithm.init(rng)``, or theta alone.
+    tasks : Sampler
     iterations : int
         Outer steps in all, those before ``start`` included.
     meta_batch : int
@@ -166,7 +171,7 @@ def meta_train(
     >>> import numpy as np, npmeta as nm
     >>> maml = nm.MAML(nm.MLP([1, 20, 20, 1]), inner_lr=0.01)
     >>> params = maml.init(np.random.default_rng(0))
-    >>> for step in nm.meta_train(maml, nm.tasks.Sinusoid(), params, iterations=3):
+    >>> for step in nm.meta_train(maml, params, nm.tasks.Sinusoid(), iterations=3):
     ...     print(step.iteration, round(step.loss, 1))
     1 9.4
     2 6.6
@@ -178,8 +183,8 @@ def meta_train(
         as_whole(number, name, low)
     as_whole(iterations, "iterations", start)
     check_has(algorithm, "algorithm", "an algorithm", "meta_gradient")
-    _check_sampler(tasks)
     params = named(params)
+    _check_sampler(tasks)
     if optimizer is not None:
         check_has(optimizer, "optimizer", "an optimizer, or left out", "init", "update")
     if schedule is not None:
@@ -273,8 +278,8 @@ EVALUATION_BATCH = 50
 
 def evaluate(
     algorithm: Algorithm,
-    tasks: Sampler,
     params: Mapping[str, Array] | ArrayLike,
+    tasks: Sampler,
     *,
     n_tasks: int = 600,
     steps: int | None = None,
@@ -286,8 +291,8 @@ def evaluate(
     Parameters
     ----------
     algorithm : Algorithm
-    tasks : Sampler
     params : mapping of ndarray
+    tasks : Sampler
     n_tasks : int
     steps : int, optional
         By default those the algorithm trains with.
@@ -304,8 +309,9 @@ def evaluate(
     as_whole(n_tasks, "n_tasks", 1)
     as_whole(seed, "seed")
     check_has(algorithm, "algorithm", "an algorithm", "evaluate")
+    params = named(params)
     _check_sampler(tasks)
-    scores = _scores(algorithm, tasks, named(params), n_tasks, steps, split, seed)
+    scores = _scores(algorithm, tasks, params, n_tasks, steps, split, seed)
     drawn: Any = tasks
     if not hasattr(drawn, "task_names"):
         return scores

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import npmeta as nm
 from npmeta.activations import ACTIVATIONS
 from npmeta.losses import LOSSES
+from npmeta.losses import get as get_loss
 from npmeta.verification import oracle
 
 H = 1e-30
@@ -81,7 +82,7 @@ class Problem:
 
 def targets(loss: str, rng: np.random.Generator, shape: tuple[int, int], n_out: int) -> np.ndarray:
     """Targets that the loss takes: numbers, labels (soft where allowed), shares, or counts."""
-    kind = LOSSES[loss].targets
+    kind = get_loss(loss).targets
     if kind == "values":
         return rng.normal(size=(*shape, n_out))
     if kind == "binary":
@@ -90,7 +91,7 @@ def targets(loss: str, rng: np.random.Generator, shape: tuple[int, int], n_out: 
     if kind == "counts":
         return rng.poisson(1.5, size=(*shape, n_out)).astype(float)
     assert kind == "classes"
-    if LOSSES[loss].soft and rng.uniform() < 0.5:
+    if get_loss(loss).soft and rng.uniform() < 0.5:
         return rng.dirichlet(np.ones(n_out), size=shape)
     return rng.integers(n_out, size=shape)
 

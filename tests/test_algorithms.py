@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused(name):
         algorithm.meta_gradient(params, wide)
     with pytest.raises(ValueError, match=r"tasks must be a TaskBatch.* got tuple"):
         algorithm.meta_gradient(params, (tasks.support_x, tasks.support_y))
-    with pytest.raises(ValueError, match=r"meta-parameters come first|tasks must be a TaskBatch"):
+    with pytest.raises(ValueError, match=r"meta-parameters come before|tasks must be a TaskBatch"):
         algorithm.meta_gradient(tasks, params)
 
 

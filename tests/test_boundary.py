@@ -48,8 +48,8 @@ ENTRIES = {
     ),
     "m/theta": lambda: nm.meta_train(
         MAML,
-        WAVES,
         PARAMS,
+        WAVES,
         iterations=3,
         optimizer=optimizers.Momentum(),
         state={"m/theta": hidden(PARAMS["theta"])},
@@ -113,7 +113,7 @@ def test_a_seed_is_as_good_as_a_generator(name):
 )
 def test_the_state_is_one_of_these_parameters(state, message):
     with pytest.raises(ValueError, match=message):
-        nm.meta_train(MAML, WAVES, PARAMS, iterations=1, optimizer=optimizers.Momentum(), state=state)
+        nm.meta_train(MAML, PARAMS, WAVES, iterations=1, optimizer=optimizers.Momentum(), state=state)
 
 
 @pytest.mark.parametrize("bad", [0, -1, float("nan")])
@@ -126,12 +126,12 @@ def test_no_clip_turns_a_gradient_round(bad):
 @pytest.mark.parametrize("bad", [-5, 1.5, "3", None, True])
 def test_counts_are_counts_before_the_first_step(name, bad):
     with pytest.raises(ValueError, match=f"^{name} must be a whole number"):
-        nm.meta_train(MAML, WAVES, PARAMS, **{"iterations": 3, name: bad})
+        nm.meta_train(MAML, PARAMS, WAVES, **{"iterations": 3, name: bad})
 
 
 def test_a_run_does_not_end_before_it_starts():
     with pytest.raises(ValueError, match=r"^iterations must be a whole number of at least 7, got 3"):
-        nm.meta_train(MAML, WAVES, PARAMS, iterations=3, start=7)
+        nm.meta_train(MAML, PARAMS, WAVES, iterations=3, start=7)
 
 
 @pytest.mark.parametrize("word", ["yes", "rel", 1, None])
@@ -165,11 +165,11 @@ def test_a_hessian_check_refuses_what_is_hidden():
         (lambda: Sharded(MAML, workers=True), "workers must be a whole number of at least 1, got True"),
         (lambda: nm.FunctionObjective(3, 4), "value_and_grad must be a function, got 4"),
         (
-            lambda: nm.meta_train(MAML, WAVES, PARAMS, iterations=1, optimizer="adam"),
+            lambda: nm.meta_train(MAML, PARAMS, WAVES, iterations=1, optimizer="adam"),
             "optimizer must be",
         ),
         (
-            lambda: nm.meta_train(MAML, WAVES, PARAMS, iterations=1, outer_lr="x"),
+            lambda: nm.meta_train(MAML, PARAMS, WAVES, iterations=1, outer_lr="x"),
             "outer_lr must be positive",
         ),
         (lambda: optimizers.clip_by_global_norm(PARAMS, "a"), "max_norm must be positive, got 'a'"),

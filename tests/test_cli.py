@@ -274,8 +274,8 @@ def test_training_is_that_of_the_library_with_the_same_options(tmp_path, capsys)
     steps = list(
         npmeta.meta_train(
             maml,
-            tasks,
             maml.init(np.random.default_rng(7)),
+            tasks,
             iterations=12,
             meta_batch=3,
             outer_lr=0.02,
@@ -303,10 +303,10 @@ def test_training_is_that_of_the_library_with_the_same_options(tmp_path, capsys)
         assert ("validation_loss" in row) == (before in (6, 12))
         if "validation_loss" in row:
             scored = npmeta.evaluate(
-                maml, tasks, steps[before - 1].params, n_tasks=7, split="validation", seed=7
+                maml, steps[before - 1].params, tasks, n_tasks=7, split="validation", seed=7
             )
             assert row["validation_loss"] == scored.mean()[-1]
-    scored = npmeta.evaluate(maml, tasks, end.params, n_tasks=9, steps=3, split="test", seed=7)
+    scored = npmeta.evaluate(maml, end.params, tasks, n_tasks=9, steps=3, split="test", seed=7)
     assert json.loads((folder / "evaluation.json").read_text())["loss"] == scored.mean().tolist()
 
 
@@ -396,11 +396,11 @@ def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
     assert maml.learn_inner_lr
     assert config.schedule()(c["iterations"]) == 0.5
 
-    def meta_train(algorithm, tasks, params, **options):
+    def meta_train(algorithm, params, tasks, **options):
         came["training"] = (params, options)
         return iter(())
 
-    def evaluate(algorithm, tasks, params, **options):
+    def evaluate(algorithm, params, tasks, **options):
         came["evaluation"] = options
         return npmeta.algorithms.Scores(np.zeros((1, 1)), None)
 
@@ -517,8 +517,8 @@ def test_evaluate_prints_every_step_and_writes_json(trained, tmp_path):
     again = Run(folder)
     scored = npmeta.evaluate(
         again.config.algorithm(1, 1),
-        again.config.tasks(),
         again.load().params,
+        again.config.tasks(),
         n_tasks=12,
         steps=3,
         split="validation",

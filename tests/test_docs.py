@@ -16,13 +16,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 import npmeta as nm
 from npmeta.activations import ACTIVATIONS
 from npmeta.losses import LOSSES
+from tests.helpers import assert_close
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -140,13 +143,70 @@ def test_included_code_is_there(page):
         assert (page.parent / name).is_file(), name
 
 
-def test_figures_are_as_drawn():
-    path = DOCS / "figures" / "draw.py"
-    spec = importlib.util.spec_from_file_location("draw", path)
+def loaded(path: Path) -> ModuleType:
+    """A file as a module of its own."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, draw in module.FIGURES.items():
+    return module
+
+
+def test_figures_are_as_drawn():
+    path = DOCS / "figures" / "draw.py"
+    for name, draw in loaded(path).FIGURES.items():
         assert (path.parent / name).read_text(encoding="utf-8") == draw()
+
+
+# --- MAML from scratch ----------------------------------------------------------------------------
+
+FROM_SCRATCH = DOCS / "examples" / "maml_from_scratch.py"
+
+# Both add up the same few hundred terms in another order: measured, the worst of 300 problems is 3e-15.
+# Without the Hessian products it is 0.07 at least.
+ROUNDING = 1e-12
+
+
+def test_maml_from_scratch_is_short_and_plain():
+    text = FROM_SCRATCH.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    imports = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert [ast.unparse(node) for node in imports] == ["import numpy as np"]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("widths", [(1, 40, 1), (3, 5, 2)], ids=str)
+def test_maml_from_scratch_has_npmetas_numbers(widths, steps):
+    scratch = loaded(FROM_SCRATCH)
+    scratch.unpack.__defaults__ = widths
+    rng, n_tasks, alpha = np.random.default_rng(0), 4, 0.1
+    support_x, query_x = (rng.normal(size=(n_tasks, rows, widths[0])) for rows in (5, 7))
+    support_y, query_y = (rng.normal(size=(n_tasks, rows, widths[2])) for rows in (5, 7))
+    model = nm.MLP(widths, activation="tanh")
+    theta = 0.5 * rng.normal(size=model.n_params)
+
+    before = theta.copy()
+    support, query = zip(support_x, support_y, strict=True), zip(query_x, query_y, strict=True)
+    tasks = list(zip(support, query, strict=True))
+    actual = scratch.meta_gradient(theta, tasks, alpha, steps)
+    assert np.array_equal(theta, before)
+
+    maml = nm.MAML(model, loss="mse", inner_lr=alpha, inner_steps=steps)
+    expected = maml.meta_gradient(theta, nm.TaskBatch(support_x, support_y, query_x, query_y)).grad
+    assert_close(actual, expected, ROUNDING)
+
+    adapted = [scratch.adapt(theta, *support, alpha, steps)[-1] for support, _ in tasks]
+    assert_close(adapted, maml.adapt(theta, support_x, support_y), ROUNDING)
+
+
+def test_maml_from_scratch_learns(tmp_path):
+    done = subprocess.run(
+        [sys.executable, FROM_SCRATCH], cwd=tmp_path, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.split()[-1]) for line in done.stdout.splitlines()]
+    # On waves held out, after 0 .. 600 meta-updates: 4.6 to 1.5, and as much from other seeds.
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.5 * losses[0]
 
 
 # --- command lines --------------------------------------------------------------------------------

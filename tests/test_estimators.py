@@ -62,7 +62,7 @@ def test_it_trains_as_the_library_does():
     maml = nm.MAML(nm.MLP([1, 5, 4, 1], "tanh"), "mse", inner_lr=0.1)
     params = maml.init(np.random.default_rng(0))
     losses = []
-    for step in nm.meta_train(maml, WAVES, params, iterations=2, meta_batch=2):
+    for step in nm.meta_train(maml, params, WAVES, iterations=2, meta_batch=2):
         params = step.params
         losses.append(step.loss)
     assert np.array_equal(fitted.params_["theta"], params["theta"])
@@ -483,6 +483,7 @@ def test_scikit_learn_validates_within_a_task_and_searches():
 OTHERWISE = {
     "check_estimators_unfitted": "the error is npmeta's own: a ValueError and AttributeError too",
     "check_supervised_y_2d": "a column is not taken for a vector",
+    "check_dtype_object": "refused, in other words",
     "check_estimators_nan_inf": "refused, in other words",
     "check_fit2d_predict1d": "refused, in other words",
     "check_fit2d_1sample": "refused, in other words",

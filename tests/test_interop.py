@@ -517,7 +517,7 @@ def test_model_of_nested_and_mixed():
     )
     model = interop.model_of(net)
     assert model.widths == (4, 3, 3, 2, 2, 1)
-    assert [f.name for f in model.activations] == ["tanh", "tanh", "identity", "elu"]
+    assert [f.name for f in model.activations] == ["tanh", "tanh", "identity", "elu(0.5)"]
     assert model.activations[-1].f(np.array(-1.0)) == 0.5 * np.expm1(-1.0)
 
 

@@ -403,7 +403,7 @@ def test_a_misspelt_name_hears_the_nearest(name, nearest):
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, np.nan])
 def test_huber_needs_a_positive_border(delta):
-    with pytest.raises(ValueError, match="delta must be positive"):
+    with pytest.raises(ValueError, match="delta must be a positive number"):
         huber(delta)
 
 

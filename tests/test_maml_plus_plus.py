@@ -84,7 +84,7 @@ def test_training_asks_for_the_form_of_every_iteration():
     )
     params = algorithm.init(np.random.default_rng(0))
     options = {"iterations": 5, "meta_batch": 4, "outer_lr": 0.01}
-    steps = list(nm.meta_train(algorithm, waves, params, **options))
+    steps = list(nm.meta_train(algorithm, params, waves, **options))
 
     at = params
     for iteration, step in enumerate(steps):
@@ -92,11 +92,11 @@ def test_training_asks_for_the_form_of_every_iteration():
         out = form.meta_gradient(at, batch)
         assert step.loss == out.loss
         at = step.params
-    sharded = list(nm.meta_train(Sharded(algorithm, 2), waves, params, **options))
+    sharded = list(nm.meta_train(Sharded(algorithm, 2), params, waves, **options))
     for alone, shared in zip(steps, sharded, strict=True):
         assert_close(shared.params["theta"], alone.params["theta"], 1e-12)
     half = steps[1]
-    resumed = nm.meta_train(algorithm, waves, half.params, state=half.state, start=2, **options)
+    resumed = nm.meta_train(algorithm, half.params, waves, state=half.state, start=2, **options)
     for step, again in zip(steps[2:], resumed, strict=True):
         np.testing.assert_array_equal(again.params["theta"], step.params["theta"])
     # Evaluation has no iteration: batches called with by hand are as the algorithm is.

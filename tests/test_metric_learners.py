@@ -421,7 +421,7 @@ def test_training_lowers_the_loss(name):
             return tasks
 
     params = learner.init(np.random.default_rng(0))
-    steps = list(nm.meta_train(learner, Same(), params, iterations=30, outer_lr=0.01))
+    steps = list(nm.meta_train(learner, params, Same(), iterations=30, outer_lr=0.01))
     assert steps[-1].loss < 0.9 * steps[0].loss
 
 

@@ -325,7 +325,7 @@ def test_a_misspelt_activation(sizes):
         nm.MLP(sizes, "tahn")
 
 
-@pytest.mark.parametrize("name", ["TANHH", "Tanh", None, 3])
+@pytest.mark.parametrize("name", ["TANHH", "Tanh", False, 3])
 @pytest.mark.parametrize("sizes", [[1, 1], [1, 2, 1]])
 def test_names_that_are_none(sizes, name):
     with pytest.raises(ValueError, match=f"unknown activation {name!r}"):

@@ -247,9 +247,9 @@ def test_it_learns_what_only_the_support_rows_tell():
 
     learner = MANN(nm.MLP([2, 2]), "cross_entropy", 2, units=8, slots=4, width=4)
     params = learner.init(np.random.default_rng(0))
-    for step in nm.meta_train(learner, Names(), params, iterations=150, meta_batch=8, outer_lr=0.02):
+    for step in nm.meta_train(learner, params, Names(), iterations=150, meta_batch=8, outer_lr=0.02):
         params = step.params
-    assert nm.evaluate(learner, Names(), params, n_tasks=50).mean("accuracy")[0] == 1
+    assert nm.evaluate(learner, params, Names(), n_tasks=50).mean("accuracy")[0] == 1
 
 
 # --- both -------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_variants_of_maml(norm, choice, make):
 def test_meta_sgd(norm, choice):
     """Step sizes of what does not move have no derivative, and there are as many as ever."""
     p = normalised(norm, "cross_entropy", **choice)
-    compare(algorithms.MetaSGD(p.model, p.loss, inner_lr=0.1, inner_steps=2), p)
+    compare(algorithms.MetaSGD(p.model, p.loss, inner_steps=2), p)
 
 
 @every_norm

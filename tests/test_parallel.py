@@ -90,7 +90,7 @@ def test_anybody_gives_the_same_bits(pools):
     batch = WAVES.sample(seed=0, iteration=3, n_tasks=23)
     deferred = Deferred(WAVES, 0, 3, 23)
     alone = {size: digest(Sharded(MAML, size).meta_gradient(PARAMS, deferred)) for size in SIZES}
-    scores = nm.evaluate(Sharded(MAML), WAVES, PARAMS, n_tasks=120, steps=3).loss.tobytes()
+    scores = nm.evaluate(Sharded(MAML), PARAMS, WAVES, n_tasks=120, steps=3).loss.tobytes()
     assert len({loss for loss, *_ in alone.values()}) > 1  # there is something to agree on
     for name in POOLS:
         with Sharded(MAML, **pools[name]) as sharded:
@@ -98,7 +98,7 @@ def test_anybody_gives_the_same_bits(pools):
                 sharded.shard_size = size
                 assert digest(sharded.meta_gradient(PARAMS, deferred)) == alone[size], (name, size)
                 assert digest(sharded.meta_gradient(PARAMS, batch)) == alone[size], (name, size)
-            found = nm.evaluate(sharded, WAVES, PARAMS, n_tasks=120, steps=3)
+            found = nm.evaluate(sharded, PARAMS, WAVES, n_tasks=120, steps=3)
             assert found.loss.shape == (120, 4)
             assert found.loss.tobytes() == scores
 
@@ -129,27 +129,27 @@ def test_metrics_have_the_report(tmp_path, monkeypatch):
     rows, imaml = run.metrics(), run.config.algorithm(1, 1)
     params = imaml.init(np.random.default_rng(run.config["seed"]))
     with Sharded(imaml, 2) as sharded:
-        steps = list(nm.meta_train(sharded, run.config.tasks(), params, iterations=4, meta_batch=4))
+        steps = list(nm.meta_train(sharded, params, run.config.tasks(), iterations=4, meta_batch=4))
     assert [row["iteration"] for row in rows] == [2, 4]
     for row in rows:
         assert row["inner_steps"] == 3
         assert row["inner_residual"] > 1e-10  # three steps are too few
         report = steps[int(row["iteration"]) - 1].report
         assert {name: row[name] for name in report} == report
-    maml = next(nm.meta_train(MAML, WAVES, PARAMS, iterations=1, meta_batch=2))
+    maml = next(nm.meta_train(MAML, PARAMS, WAVES, iterations=1, meta_batch=2))
     assert maml.report == {}
 
 
 def test_evaluation_is_that_without_shards():
-    plain = nm.evaluate(MAML, WAVES, PARAMS, n_tasks=120, split="validation", seed=5)
-    found = nm.evaluate(Sharded(MAML), WAVES, PARAMS, n_tasks=120, split="validation", seed=5)
+    plain = nm.evaluate(MAML, PARAMS, WAVES, n_tasks=120, split="validation", seed=5)
+    found = nm.evaluate(Sharded(MAML), PARAMS, WAVES, n_tasks=120, split="validation", seed=5)
     np.testing.assert_array_equal(found.loss, plain.loss)
 
 
 def test_training_is_the_same_with_any_number_of_workers():
     def last(workers):
         with Sharded(MAML, 4, workers=workers) as sharded:
-            return list(nm.meta_train(sharded, WAVES, PARAMS, iterations=5, meta_batch=10))[-1]
+            return list(nm.meta_train(sharded, PARAMS, WAVES, iterations=5, meta_batch=10))[-1]
 
     alone, shared = last(1), last(3)
     assert alone.loss == shared.loss
@@ -419,7 +419,7 @@ def test_an_error_in_a_worker_is_raised_as_itself(pools, name):
         with pytest.raises(ValueError, match="no meta-parameter 'beta'"):
             sharded.meta_gradient({**PARAMS, "beta": np.ones(2)}, Deferred(WAVES, 0, 0, 9))
         with pytest.raises(ValueError, match="unknown split 'valid'"):
-            nm.evaluate(sharded, WAVES, PARAMS, n_tasks=100, split="valid")
+            nm.evaluate(sharded, PARAMS, WAVES, n_tasks=100, split="valid")
         out = sharded.meta_gradient(PARAMS, Deferred(WAVES, 0, 0, 9))
         assert digest(out) == digest(Sharded(MAML, 4).meta_gradient(PARAMS, Deferred(WAVES, 0, 0, 9)))
 

@@ -16,7 +16,7 @@ def test_the_ten_lines_run_and_learn(capsys):
     exec(code, names)
     assert names["out"].grad.shape == names["params"]["theta"].shape
     scores = npmeta.evaluate(
-        names["maml"], names["waves"], names["params"], n_tasks=100, steps=10
+        names["maml"], names["params"], names["waves"], n_tasks=100, steps=10
     ).mean()
     assert scores[10] < scores[1] < 0.5 * scores[0]
     assert len(capsys.readouterr().out.splitlines()) >= 2

@@ -466,7 +466,7 @@ def test_names_and_numbers_that_are_none():
         StructuredMAML(model, gate_pressure=-1)
     with pytest.raises(ValueError, match=r"gate_pressure has nothing to act on: .* has no gate"):
         StructuredMAML(model, gate_pressure=1)
-    with pytest.raises(ValueError, match="the structure must be that of a MAML"):
+    with pytest.raises(ValueError, match="the structure must be that of an algorithm"):
         nm.structure_report(model, np.zeros(model.n_params), problem("mse").tasks)
     with pytest.raises(ValueError, match=r"W \(2, 3\) and b \(3,\) and mixture \(2,\), all or none"):
         model.pack([(np.ones((2, 3)), np.ones(3)), (np.ones((3, 1)), np.ones(1))])
@@ -535,10 +535,12 @@ def test_the_doctor(kind, adapt, tmp_path):
     assert (diagnosis.verdict, diagnosis.fault) == ("fail", "first_order")
 
 
-def test_the_doctor_refuses_pressures():
+def test_pressures_are_not_judged():
     p = structured("both")
-    with pytest.raises(ValueError, match="leave out the pressures"):
-        nm.Problem(StructuredMAML(p.model, gate_pressure=0.1), p.theta, p.tasks)
+    pressed = StructuredMAML(p.model, gate_pressure=0.1)
+    with pytest.raises(ValueError, match=r"its .maml is one, which says what the tasks' part"):
+        nm.Problem(pressed, p.theta, p.tasks)
+    assert p.theta.size == nm.Problem(pressed.maml, p.theta, p.tasks).P
 
 
 @every_kind

@@ -945,7 +945,7 @@ def test_matching_of_pixels_gets_about_what_others_got(real):
     params = pixels.init(np.random.default_rng(0), np.float32)
     for shots, low, high in ((1, 0.40, 0.52), (5, 0.60, 0.70)):
         tasks = Omniglot(real, shots=shots, split_by="alphabet")
-        share = nm.evaluate(pixels, tasks, params, n_tasks=200).mean("accuracy")[0]
+        share = nm.evaluate(pixels, params, tasks, n_tasks=200).mean("accuracy")[0]
         assert low < share < high
 
 

@@ -459,9 +459,9 @@ def test_problems_that_are_refused():
         nm.Problem(problem.maml, problem.theta + 0j, problem.tasks)
     with pytest.raises(ValueError, match="support_x must have shape"):
         nm.Problem(problem.maml, problem.theta, pose(widths=(3, 8, 8, 11)).tasks)
-    with pytest.raises(ValueError, match="got a MLP for the MAML"):
+    with pytest.raises(ValueError, match="maml must be a MAML, got MLP"):
         nm.Problem(problem.model, problem.theta, problem.tasks)
-    with pytest.raises(ValueError, match="got a tuple for the TaskBatch"):
+    with pytest.raises(ValueError, match="tasks must be a TaskBatch, got a tuple"):
         nm.Problem(problem.maml, problem.theta, (problem.tasks.support_x, problem.tasks.support_y))
     with pytest.raises(ValueError, match="at theta alone, got 'theta', 'inner_lr'"):
         nm.Problem(problem.maml, {"theta": problem.theta, "inner_lr": 0.1}, problem.tasks)

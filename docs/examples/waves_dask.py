@@ -16,6 +16,6 @@ if __name__ == "__main__":
         Client(cluster) as client,
         Sharded(maml, shard_size=8, executor=client.get_executor()) as sharded,
     ):
-        for step in nm.meta_train(sharded, waves, params, iterations=10):
+        for step in nm.meta_train(sharded, params, waves, iterations=10):
             params = step.params
     print(step.loss)

@@ -12,6 +12,6 @@ if __name__ == "__main__":
     params = maml.init(np.random.default_rng(0))
     waves = nm.tasks.Sinusoid(shots=10)
     with MPIPoolExecutor() as executor, Sharded(maml, shard_size=8, executor=executor) as sharded:
-        for step in nm.meta_train(sharded, waves, params, iterations=10):
+        for step in nm.meta_train(sharded, params, waves, iterations=10):
             params = step.params
     print(step.loss)

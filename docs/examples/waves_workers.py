@@ -11,7 +11,7 @@ def train(workers):
     params = maml.init(np.random.default_rng(0))
     waves = nm.tasks.Sinusoid(shots=10)
     with Sharded(maml, shard_size=8, workers=workers) as sharded:
-        for step in nm.meta_train(sharded, waves, params, iterations=10):
+        for step in nm.meta_train(sharded, params, waves, iterations=10):
             params = step.params
     return step.loss
 

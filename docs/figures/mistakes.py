@@ -48,7 +48,7 @@ def maml(factor=1.0, **options):
 def query_loss(theta, alpha=ALPHA):
     """After the right inner loop, or one with other step sizes."""
     algorithm = nm.MAML(MODEL, inner_lr=alpha, inner_steps=STEPS)
-    return float(nm.evaluate(algorithm, WAVES, theta, n_tasks=TEST_TASKS).mean()[-1])
+    return float(nm.evaluate(algorithm, theta, WAVES, n_tasks=TEST_TASKS).mean()[-1])
 
 
 def normed(theta, tasks, name):

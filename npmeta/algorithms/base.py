@@ -44,8 +44,8 @@ def named(params: ArrayLike | MetaParameters) -> MetaParameters:
     ValueError
         If a mapping has no "theta", or these are tasks.
     """
-    if hasattr(params, "support_x"):
-        raise ValueError("meta-parameters come first and tasks second, got tasks first")
+    if hasattr(params, "support_x") or hasattr(params, "sample"):
+        raise ValueError("meta-parameters come before tasks, got tasks first")
     if not isinstance(params, Mapping):
         return {"theta": unmasked(params, "theta")}
     if "theta" not in params:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +18,11 @@ from npmeta._validation import (
     as_number,
     as_parameters,
 )
-from npmeta.adaptation import StepSizes
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, all_rows, check_steps, named
-from npmeta.algorithms.maml import MAML
+from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared, task_mean
 from npmeta.losses import Loss
-from npmeta.objective import Batch
+from npmeta.mlp import MLP
+from npmeta.objective import Objective
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
@@ -31,50 +31,83 @@ __all__ = ["Joint", "Scratch", "SineOracle"]
 
 
 @dataclass(frozen=True, eq=False)
-class Joint(MAML):
+class Joint(Adapts):
     r"""Train one network on the rows of all tasks, then fine-tune it to each new one.
 
     .. math:: \min_\theta \; \frac1T \sum_t L_t(\theta)
 
     with L_t the mean loss over a task's support and query rows. Nothing adapts in training; a new task
     is adapted to by ``inner_steps`` steps of size ``inner_lr``, as MAML would. This is the "pretrained"
-    of Finn et al. (2017). Parameters are :class:`~npmeta.MAML`'s.
+    of Finn et al. (2017).
+
+    Parameters
+    ----------
+    model, loss, inner_lr, inner_steps, inner_weight_decay, weights
+        As in :class:`~npmeta.MAML`.
     """
 
-    first_order: bool = True
+    model: MLP | Objective
+    loss: str | Loss | None = None
+    inner_lr: ArrayLike = 0.01
+    inner_steps: int = 1
+    inner_weight_decay: float = 0.0
+    weights: str = "auto"
+    inner: GradientSteps = field(init=False, repr=False)
 
-    def _of_chunk(
-        self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
-    ) -> MetaGradient:
-        rows = all_rows(support, query)
-        point = self._hold(theta, alpha, support, rows)
+    learns_inner_lr = False
+
+    def __post_init__(self) -> None:
+        arguments = (getattr(self, one.name) for one in fields(self) if one.init)
+        inner = GradientSteps.of(*arguments)
+        object.__setattr__(self, "inner", inner)
+        object.__setattr__(self, "inner_lr", inner.step_sizes)
+        object.__setattr__(self, "inner_weight_decay", inner.weight_decay)
+
+    def of_tasks(self, problem: Prepared) -> MetaGradient:
+        """The gradient of the loss on all rows, at theta."""
+        rows = all_rows(problem.support, problem.query)
+        point = self.inner.hold(replace(problem, query=rows))
         lin = self.objective.at(point, rows)
         gradient = [W.cotangent(part) for W, part in zip(point, lin.gradient, strict=True)]
-        grads = {"theta": np.concatenate([block.task_mean() for block in gradient])}
-        if learns:
-            grads["inner_lr"] = alpha.collect([])  # zero: no step is taken
-        return MetaGradient(float(lin.value.real.mean()), grads, lin.value, "none")
+        loss = float(lin.value.real.mean())
+        return MetaGradient(loss, {"theta": task_mean(gradient)}, lin.value, "none")
 
 
 @dataclass(frozen=True, eq=False)
-class Scratch(MAML):
+class Scratch(Adapts):
     """Train a network on the support rows of each task alone, from parameters that are random.
 
-    There is nothing to be learned from other tasks: the gradient is zero. Parameters are
-    :class:`~npmeta.MAML`'s.
+    There is nothing to be learned from other tasks: the gradient is zero.
+
+    Parameters
+    ----------
+    model, loss, inner_lr, inner_steps, inner_weight_decay, weights
+        As in :class:`~npmeta.MAML`.
     """
 
-    first_order: bool = True
+    model: MLP | Objective
+    loss: str | Loss | None = None
+    inner_lr: ArrayLike = 0.01
+    inner_steps: int = 1
+    inner_weight_decay: float = 0.0
+    weights: str = "auto"
+    inner: GradientSteps = field(init=False, repr=False)
 
-    def _of_chunk(
-        self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
-    ) -> MetaGradient:
-        start = self._hold(theta, alpha, support, query, second_order=False)
-        point = self._adapted(start, support, alpha, self.inner_steps)
-        loss, _ = self.objective.score(point, query)
-        grads = {"theta": np.zeros_like(theta)}
-        if learns:
-            grads["inner_lr"] = alpha.collect([])
+    learns_inner_lr = False
+
+    def __post_init__(self) -> None:
+        arguments = (getattr(self, one.name) for one in fields(self) if one.init)
+        inner = GradientSteps.of(*arguments)
+        object.__setattr__(self, "inner", inner)
+        object.__setattr__(self, "inner_lr", inner.step_sizes)
+        object.__setattr__(self, "inner_weight_decay", inner.weight_decay)
+
+    def of_tasks(self, problem: Prepared) -> MetaGradient:
+        """The query loss of the trained networks, and zero."""
+        start = self.inner.hold(problem)
+        point = self.inner.adapted(start, problem.support, problem.alpha, self.inner_steps)
+        loss, _ = self.objective.score(point, problem.query)
+        grads = {"theta": np.zeros_like(problem.theta)}
         return MetaGradient(float(loss.real.mean()), grads, loss, "none")
 
 
@@ -96,7 +129,7 @@ class SineOracle:
     --------
     >>> import numpy as np, npmeta as nm
     >>> oracle = nm.algorithms.SineOracle()
-    >>> nm.evaluate(oracle, nm.tasks.Sinusoid(shots=5), np.zeros(0)).mean().round(12)
+    >>> nm.evaluate(oracle, np.zeros(0), nm.tasks.Sinusoid(shots=5)).mean().round(12)
     array([0.])
     """
 

@@ -20,7 +20,7 @@ from npmeta.algorithms.base import (
 )
 from npmeta.losses import Loss
 from npmeta.mlp import MLP
-from npmeta.objective import Batch, Linearization, Objective, Risk
+from npmeta.objective import Batch, Linearization, Objective, Risk, as_objective
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
@@ -116,15 +116,7 @@ class IMAML:
                 "iMAML moves all parameters; it takes no network with adapt_norm=False, nor one whose "
                 "structure has adapt=False"
             )
-        if isinstance(self.model, MLP):
-            objective: Objective = Risk(self.model, "mse" if self.loss is None else self.loss)
-        elif self.loss is not None:
-            raise ValueError("an objective brings its own loss; pass loss only with an MLP")
-        elif not hasattr(self.model, "prepare"):
-            raise ValueError(f"model must be an MLP or an objective, got {type(self.model).__name__}")
-        else:
-            objective = self.model
-        object.__setattr__(self, "objective", objective)
+        object.__setattr__(self, "objective", as_objective(self.model, self.loss))
 
     def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: "theta" ``(P,)``."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, as_array, as_number, as_whole
-from npmeta.adaptation import StepSizes, adapt, pull_back
+from npmeta._validation import as_array, as_number, as_whole, check_flag
 from npmeta.algorithms.base import MetaGradient, check_steps
-from npmeta.algorithms.maml import MAML
+from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared
+from npmeta.losses import Loss
 from npmeta.mlp import MLP
-from npmeta.objective import Batch
-from npmeta.weights import total
+from npmeta.objective import Objective
 
 __all__ = ["MAMLPlusPlus"]
 
 
 @dataclass(frozen=True, eq=False)
-class MAMLPlusPlus(MAML):
+class MAMLPlusPlus(Adapts):
     r"""MAML whose outer loss has a part after every inner step, and whose step sizes are learned.
 
     .. math:: \min_{\theta, \alpha} \; \frac1T \sum_t \sum_{s=1}^S v_s L^Q_t(\varphi_{t,s})
@@ -48,10 +48,18 @@ class MAMLPlusPlus(MAML):
         v ``(S,)`` where it is not annealed. By default (0, .., 0, 1).
     """
 
+    model: MLP | Objective
+    loss: str | Loss | None = None
+    inner_lr: ArrayLike = 0.01
+    inner_steps: int = 1
+    first_order: bool = False
+    inner_weight_decay: float = 0.0
     learn_inner_lr: bool = True
+    weights: str = "auto"
     multi_step_iterations: int = 0
     first_order_iterations: int = 0
     step_weights: tuple[float, ...] | None = None
+    inner: GradientSteps = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_steps(self.inner_steps, "inner_steps")
@@ -60,7 +68,20 @@ class MAMLPlusPlus(MAML):
             n_layers = self.model.n_layers if isinstance(self.model, MLP) else 1
             shape = max(self.inner_steps, 1), n_layers
             object.__setattr__(self, "inner_lr", np.full(shape, inner_lr))
-        super().__post_init__()
+        check_flag(self.first_order, "first_order")
+        check_flag(self.learn_inner_lr, "learn_inner_lr")
+        inner = GradientSteps.of(
+            self.model,
+            self.loss,
+            self.inner_lr,
+            self.inner_steps,
+            self.inner_weight_decay,
+            self.weights,
+            second_order=not self.first_order,
+        )
+        object.__setattr__(self, "inner", inner)
+        object.__setattr__(self, "inner_lr", inner.step_sizes)
+        object.__setattr__(self, "inner_weight_decay", inner.weight_decay)
         for name in ("multi_step_iterations", "first_order_iterations"):
             as_whole(getattr(self, name), name)
         if self.step_weights is not None:
@@ -81,28 +102,8 @@ class MAMLPlusPlus(MAML):
         first_order = self.first_order or iteration < self.first_order_iterations
         return replace(self, step_weights=v, first_order=first_order)
 
-    def _of_chunk(
-        self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
-    ) -> MetaGradient:
+    def of_tasks(self, problem: Prepared) -> MetaGradient:
+        """The meta-gradient of a prepared batch: MAML's, with a loss after every step."""
         if not self.step_weights:
-            return super()._of_chunk(theta, alpha, support, query, learns)
-        S, decay, v = self.inner_steps, self.inner_weight_decay, (0.0, *self.step_weights)
-        start = self._hold(theta, alpha, support, query)
-        path = adapt(self.objective, start, support, alpha, S, decay)
-        outer = {s: self.objective.at(path.weights[s], query) for s in range(1, S + 1)}
-        last = zip(path.weights[S], outer[S].gradient, alpha.constant(v[S]), strict=True)
-        cotangent, alpha_grad = pull_back(
-            path,
-            [W.cotangent(gradient).scaled(weight) for W, gradient, weight in last],
-            alpha,
-            decay,
-            first_order=self.first_order,
-            with_step_sizes=learns,
-            joining={s: (v[s], outer[s].gradient) for s in range(1, S)},
-        )
-        grads = {"theta": np.concatenate([block.task_mean() for block in cotangent])}
-        if alpha_grad is not None:
-            grads["inner_lr"] = alpha_grad
-        loss = total(v[s] * outer[s].value for s in outer)
-        hessian = "none" if self.first_order else self.objective.hessian
-        return MetaGradient(float(loss.real.mean()), grads, loss, hessian)
+            return self.inner.meta_gradient(problem)
+        return self.inner.meta_gradient(problem, dict(enumerate(self.step_weights, start=1)))

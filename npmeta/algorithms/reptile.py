@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from npmeta._validation import Array, as_number, as_whole
-from npmeta.adaptation import StepSizes, inner_loop
+from npmeta._validation import as_number, as_whole
+from npmeta.adaptation import inner_loop
 from npmeta.algorithms.base import MetaGradient, all_rows
-from npmeta.algorithms.maml import MAML
-from npmeta.objective import Batch
+from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared, task_mean
+from npmeta.losses import Loss
+from npmeta.mlp import MLP
+from npmeta.objective import Batch, Objective
 
 __all__ = ["Reptile"]
 
 
 @dataclass(frozen=True, eq=False)
-class Reptile(MAML):
+class Reptile(Adapts):
     r"""Take S steps of stochastic gradient descent on each task, and go part of the way there.
 
     .. math:: \theta \leftarrow \theta + \varepsilon \, \frac1T \sum_t (\varphi_{t,S} - \theta)
@@ -45,36 +47,39 @@ class Reptile(MAML):
         Rows of a minibatch; 0 for all.
     """
 
-    first_order: bool = True
+    model: MLP | Objective
+    loss: str | Loss | None = None
+    inner_lr: float = 0.01
+    inner_steps: int = 1
+    weights: str = "auto"
     batch_rows: int = 0
+    inner: GradientSteps = field(init=False, repr=False)
+
+    learns_inner_lr = False
 
     def __post_init__(self) -> None:
-        if self.learn_inner_lr or self.inner_weight_decay:
-            raise ValueError(
-                "Reptile has neither learned step sizes nor weight decay in its inner loop"
-            )
         as_number(self.inner_lr, "inner_lr of Reptile", "one positive number", lambda a: a > 0)
         as_whole(self.batch_rows, "batch_rows")
-        super().__post_init__()
+        inner = GradientSteps.of(
+            self.model, self.loss, self.inner_lr, self.inner_steps, weights=self.weights
+        )
+        object.__setattr__(self, "inner", inner)
 
-    def _of_chunk(
-        self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
-    ) -> MetaGradient:
-        if learns:
-            raise ValueError("Reptile has no meta-parameter 'inner_lr'")
-        rows = all_rows(support, query)
+    def of_tasks(self, problem: Prepared) -> MetaGradient:
+        """The sum of the gradients met on the way, of a prepared batch."""
+        rows = all_rows(problem.support, problem.query)
         batches = self._minibatches(rows)
-        point = start = self._hold(theta, alpha, batches[0], query)
+        point = start = self.inner.hold(replace(problem, support=batches[0]))
         g = None
         for s in range(self.inner_steps):
             batch = batches[s % len(batches)]
-            ((lin, point),) = inner_loop(self.objective, point, batch, alpha, 1)
+            ((lin, point),) = inner_loop(self.objective, point, batch, problem.alpha, 1)
             if g is None:
                 g = [W.cotangent(part) for W, part in zip(start, lin.gradient, strict=True)]
             else:  # g += ∇L(φ_s)
-                blocks = zip(g, lin.gradient, alpha.constant(-1.0), strict=True)
+                blocks = zip(g, lin.gradient, problem.alpha.constant(-1.0), strict=True)
                 g = [so_far.descend(part, minus) for so_far, part, minus in blocks]
-        mean = np.zeros_like(theta) if g is None else np.concatenate([part.task_mean() for part in g])
+        mean = np.zeros_like(problem.theta) if g is None else task_mean(g)
         loss, _ = self.objective.score(point, rows)
         return MetaGradient(float(loss.real.mean()), {"theta": mean}, loss, "none")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from npmeta._validation import Array, as_number
-from npmeta.adaptation import StepSizes
 from npmeta.algorithms.base import MetaGradient
+from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared
 from npmeta.algorithms.maml import MAML
+from npmeta.losses import Loss
 from npmeta.mlp import MLP
-from npmeta.objective import Batch
 from npmeta.softmax import log_softmax, through_softmax
 from npmeta.structure import gates_of, shares_of
 
@@ -19,7 +20,7 @@ __all__ = ["StructuredMAML"]
 
 
 @dataclass(frozen=True, eq=False)
-class StructuredMAML(MAML):
+class StructuredMAML(Adapts):
     r"""MAML on a network whose activations are mixtures and whose units have gates.
 
     .. math:: \min_\theta \; \frac1T \sum_t L^Q_t(\varphi_{t,S})
@@ -44,17 +45,37 @@ class StructuredMAML(MAML):
     gate_pressure, mixture_pressure : float
         λ_g and λ_p, at least 0.
 
+    Attributes
+    ----------
+    maml : MAML
+        What it is without pressures: what :class:`npmeta.Problem` and the oracles take.
+
     Raises
     ------
     ValueError
         If the model has no structure, or lacks what a pressure is to act on; or as MAML does.
     """
 
+    model: MLP
+    loss: str | Loss | None = None
+    inner_lr: ArrayLike = 0.01
+    inner_steps: int = 1
+    first_order: bool = False
+    inner_weight_decay: float = 0.0
+    learn_inner_lr: bool = False
+    weights: str = "auto"
     gate_pressure: float = 0.0
     mixture_pressure: float = 0.0
+    maml: MAML = field(init=False, repr=False)
+    inner: GradientSteps = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        own = {one.name for one in fields(MAML) if one.init}
+        maml = MAML(**{name: getattr(self, name) for name in own})
+        object.__setattr__(self, "maml", maml)
+        object.__setattr__(self, "inner", maml.inner)
+        object.__setattr__(self, "inner_lr", maml.inner_lr)
+        object.__setattr__(self, "inner_weight_decay", maml.inner_weight_decay)
         if not isinstance(self.model, MLP) or self.model.structure is None:
             raise ValueError(f"model must be an MLP with a structure, got {self.model!r}")
         for name, part in (("gate_pressure", "gate"), ("mixture_pressure", "mixture")):
@@ -64,11 +85,10 @@ class StructuredMAML(MAML):
             if number and not self._places(part):
                 raise ValueError(f"{name} has nothing to act on: {self.model!r} has no {part}")
 
-    def _of_chunk(
-        self, theta: Array, alpha: StepSizes, support: Batch, query: Batch, learns: bool
-    ) -> MetaGradient:
-        out = super()._of_chunk(theta, alpha, support, query, learns)
-        penalty, gradient = self._penalty(theta)
+    def of_tasks(self, problem: Prepared) -> MetaGradient:
+        """MAML's meta-gradient of a prepared batch, and that of the pressures."""
+        out = self.maml.of_tasks(problem)
+        penalty, gradient = self._penalty(problem.theta)
         grads = {**out.grads, "theta": out.grad + gradient}
         return MetaGradient(out.loss + penalty, grads, out.task_loss, out.hessian)
 
@@ -94,5 +114,4 @@ class StructuredMAML(MAML):
 
     def _places(self, part: str) -> list[slice]:
         """Where theta has the gates, or the mixture, of each layer."""
-        assert isinstance(self.model, MLP)
         return [place for name, place in self.model.places.items() if name.endswith(part)]

@@ -113,8 +113,8 @@ def score(
     config = run.config
     return evaluate(
         algorithm,
-        tasks,
         params,
+        tasks,
         n_tasks=config["eval_tasks"] if n_tasks is None else n_tasks,
         steps=config["eval_steps"] if steps is None else steps,
         split=split,

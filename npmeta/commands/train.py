@@ -179,8 +179,8 @@ def _iterate(
     iterations = config["iterations"]
     steps = meta_train(
         algorithm,
-        tasks,
         start.params,
+        tasks,
         iterations=iterations,
         meta_batch=config["meta_batch"],
         outer_lr=config["outer_lr"],
@@ -224,8 +224,8 @@ def _validate(
 ) -> dict[str, float]:
     scored = evaluate(
         algorithm,
-        tasks,
         params,
+        tasks,
         n_tasks=config["validation_tasks"],
         split="validation",
         seed=config["seed"],

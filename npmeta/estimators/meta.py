@@ -152,8 +152,8 @@ class MetaEstimator(Parameters):
         curve = []
         for step in meta_train(
             algorithm,
-            tasks,
             params,
+            tasks,
             iterations=config["iterations"],
             meta_batch=config["meta_batch"],
             outer_lr=config["outer_lr"],

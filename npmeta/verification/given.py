@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._validation import Array, as_parameters, shown
-from npmeta.adaptation import _grid
+from npmeta.adaptation import StepSizes
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
+from npmeta.algorithms.gradient_steps import Adapts
 from npmeta.objective import Batch, Objective, Risk
 from npmeta.tasks import TaskBatch
 from npmeta.weights import Dense, Layer
@@ -31,9 +32,24 @@ STACK = 2**22
 
 
 def check_maml(maml: object) -> None:
-    """Raise ValueError unless it is a MAML, or one of its kin."""
-    if not isinstance(maml, MAML):
-        raise ValueError(f"maml must be a MAML, got {shown(maml)}")
+    """Raise ValueError unless it is MAML itself.
+
+    Another algorithm has another meta-gradient, and so may have a class made from MAML: judged as MAML,
+    its own would be called wrong, and MAML's right.
+    """
+    if type(maml) is MAML:
+        return
+    if isinstance(getattr(maml, "maml", None), MAML):
+        raise ValueError(
+            f"maml must be a MAML, got a {type(maml).__name__}; its .maml is one, which says what the "
+            "tasks' part of its meta-gradient is"
+        )
+    if isinstance(maml, MAML | Adapts):
+        raise ValueError(
+            f"maml must be a MAML, got a {type(maml).__name__}: its meta-gradient is another, of which "
+            "there is no definition here to judge by"
+        )
+    raise ValueError(f"maml must be a MAML, got {shown(maml)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +101,7 @@ class Given:
             )
         alpha = np.asarray(named(params).get("inner_lr", maml.inner_lr))
         sizes = objective.block_sizes
-        rows, columns = _grid(alpha.shape, S, len(sizes), objective.n_params)
+        rows, columns = StepSizes(alpha, objective, S, theta.dtype).grid.shape
         owner = np.arange(rows * columns).reshape(rows, columns)
         if columns == len(sizes):
             owner = np.repeat(owner, sizes, axis=1)

@@ -26,7 +26,7 @@ import numpy as np
 
 from npmeta._files import write_atomically
 from npmeta._reading import check_json, read_json
-from npmeta._validation import Array
+from npmeta._validation import Array, shown
 from npmeta.algorithms import MAML
 from npmeta.mlp import MLP
 from npmeta.structure import Structure
@@ -166,10 +166,20 @@ def save_problem(folder: PathLike, problem: Problem) -> None:
     Raises
     ------
     ValueError
-        If the problem has no network.
+        If the problem has no network, or an activation or a loss of one's own, which no name would
+        bring back.
     """
     if problem.risk is None:
         raise ValueError("only problems with a network have files")
+    model, loss = problem.risk.model, problem.risk.loss
+    functions = model.activations if model.structure is None else model.structure.functions
+    named = [("activation", f.name, f.is_ours) for f in functions] + [("loss", loss.name, loss.is_ours)]
+    for kind, name, is_ours in named:
+        if not is_ours:
+            raise ValueError(
+                f"a file has names of npmeta's own functions alone, and the {kind} {shown(name)} is "
+                "none of them"
+            )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "tensors.npz", npz_bytes(tensors_of(problem)))

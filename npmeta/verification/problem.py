@@ -9,12 +9,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, DType, as_parameters, check_finite
+from npmeta._validation import Array, DType, as_parameters, check_finite, shown
 from npmeta.adaptation import StepSizes
-from npmeta.algorithms import MAML, StructuredMAML
+from npmeta.algorithms import MAML
 from npmeta.mlp import MLP
 from npmeta.objective import Batch, Risk
 from npmeta.tasks import TaskBatch
+from npmeta.verification.given import check_maml
 from npmeta.verification.spans import Spans
 
 __all__ = ["Problem"]
@@ -27,7 +28,8 @@ class Problem:
     Parameters
     ----------
     maml : MAML
-        With exact second derivatives: ``first_order`` is one of the mistakes to be told apart.
+        Itself, not another algorithm that is made of one; with exact second derivatives:
+        ``first_order`` is one of the mistakes to be told apart.
     theta : array_like, (P,)
         Or a mapping with "theta" alone, as :meth:`npmeta.MAML.init` returns it.
     tasks : TaskBatch
@@ -56,12 +58,9 @@ class Problem:
     def __init__(
         self, maml: MAML, theta: ArrayLike | Mapping[str, ArrayLike], tasks: TaskBatch
     ) -> None:
-        for kind, given in ((MAML, maml), (TaskBatch, tasks)):
-            if not isinstance(given, kind):
-                raise ValueError(
-                    f"a problem is made of a MAML, theta and a TaskBatch; got a {type(given).__name__} "
-                    f"for the {kind.__name__}"
-                )
+        check_maml(maml)
+        if not isinstance(tasks, TaskBatch):
+            raise ValueError(f"tasks must be a TaskBatch, got {shown(tasks)}")
         if isinstance(theta, Mapping):
             if set(theta) != {"theta"}:
                 raise ValueError(
@@ -73,8 +72,6 @@ class Problem:
             raise ValueError("a problem is posed by exact MAML; leave out first_order=True")
         if isinstance(maml.model, MLP) and maml.model.norm_sets > 1:
             raise ValueError("a problem has one scale and shift for all inner steps, not norm_sets")
-        if isinstance(maml, StructuredMAML) and (maml.gate_pressure or maml.mixture_pressure):
-            raise ValueError("a problem is that of the tasks alone; leave out the pressures")
         parameters = as_parameters(theta, maml.objective.n_params)
         if parameters.ndim != 1 or parameters.dtype.kind != "f":
             raise ValueError(

@@ -165,29 +165,18 @@ def _calls(folder: Path) -> Iterator[Call]:
     yield Call("TaskBatch[]", batch.__getitem__, {"key": 0})
     yield Call("losses.get", losses.get, {"loss": "mse"})
     common = {"model": model, "loss": "mse", "inner_lr": 0.1, "inner_steps": 2}
-    for kind in (
-        MAML,
-        algorithms.MetaSGD,
-        algorithms.Reptile,
-        MAMLPlusPlus,
-        algorithms.Joint,
-        algorithms.Scratch,
-        algorithms.Warp,
-    ):
-        more = {
-            "first_order": True,
-            "inner_weight_decay": 0.0,
-            "learn_inner_lr": False,
-            "weights": "auto",
-        }
-        yield Call(kind.__name__, kind, {**common, **more})
-    yield Call(
-        "MAMLPlusPlus",
-        MAMLPlusPlus,
-        {**common, "multi_step_iterations": 3, "first_order_iterations": 2, "step_weights": (0.5, 0.5)},
-    )
-    yield Call("MetaSGD", algorithms.MetaSGD, {**common, "inner_lr_range": (0.01, 0.1)})
-    yield Call("Reptile", algorithms.Reptile, {**common, "batch_rows": 2})
+    trained = {"model": model, "loss": "mse", "inner_steps": 2, "weights": "auto"}
+    steps = {**common, "inner_weight_decay": 0.0, "weights": "auto"}
+    orders = {**steps, "first_order": True, "learn_inner_lr": False}
+    annealed = {"multi_step_iterations": 3, "first_order_iterations": 2, "step_weights": (0.5, 0.5)}
+    yield Call("MAML", MAML, orders)
+    yield Call("Warp", algorithms.Warp, orders)
+    yield Call("MAMLPlusPlus", MAMLPlusPlus, {**orders, **annealed})
+    yield Call("Joint", algorithms.Joint, steps)
+    yield Call("Scratch", algorithms.Scratch, steps)
+    yield Call("Reptile", algorithms.Reptile, {**trained, "inner_lr": 0.1, "batch_rows": 2})
+    sgd = {"first_order": True, "inner_weight_decay": 0.0, "inner_lr_range": (0.01, 0.1)}
+    yield Call("MetaSGD", algorithms.MetaSGD, {**trained, **sgd})
     for function in (algorithms.anil, algorithms.boil, algorithms.fomaml, algorithms.lslr):
         yield Call(function.__name__, function, common)
     yield Call(

@@ -1,0 +1,432 @@
+r"""What algorithms that adapt by gradient steps are made of.
+
+:class:`GradientSteps` is the inner procedure: what is adapted, how far and how often, and the way back
+through it. :class:`Prepared` is what a meta-gradient depends on, checked once; it is all that goes from
+floor to floor. :class:`Adapts` has the methods that all such algorithms share. An algorithm holds the
+first, and says what it makes of a prepared batch; what it does not hold has no meaning for it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from npmeta._memory import keep_freed_memory
+from npmeta._validation import (
+    Array,
+    as_generator,
+    as_number,
+    as_parameters,
+    check_finite,
+    lookup,
+    unmasked,
+)
+from npmeta.adaptation import StepSizes, adapt, inner_loop, pull_back
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
+from npmeta.losses import Loss
+from npmeta.mlp import MLP
+from npmeta.objective import Batch, Objective, Risk, as_objective
+from npmeta.plan import FORMS, Plan, chunk_size, make_plan
+from npmeta.weights import Block, flatten, total
+
+if TYPE_CHECKING:
+    from npmeta.tasks.batch import TaskBatch
+
+__all__ = ["Adapts", "GradientSteps", "Prepared", "task_mean"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a meta-gradient depends on, checked and cast.
+
+    Attributes
+    ----------
+    theta : ndarray, (P,)
+    alpha : StepSizes
+    support, query : Batch
+        Rows of T tasks.
+    learns : bool
+        Whether the step sizes are among the meta-parameters.
+    """
+
+    theta: Array
+    alpha: StepSizes
+    support: Batch
+    query: Batch
+    learns: bool = False
+
+    def __getitem__(self, tasks: slice) -> Prepared:
+        """Some of the tasks."""
+        (x, y), (query_x, query_y) = self.support, self.query
+        support, query = (x[tasks], y[tasks]), (query_x[tasks], query_y[tasks])
+        return Prepared(self.theta, self.alpha, support, query, self.learns)
+
+
+@dataclass(frozen=True, eq=False)
+class GradientSteps:
+    """S steps of gradient descent on each task's support loss, and their adjoint.
+
+    Attributes
+    ----------
+    objective : Objective
+    step_sizes : ndarray
+        α, in one of the shapes of :class:`~npmeta.adaptation.StepSizes`; read only.
+    steps : int
+        S
+    weight_decay : float
+        w
+    weights : str
+        How layers hold the tasks' weights: "auto", "dense" or "factored".
+    second_order : bool
+        Whether the way back takes second derivatives.
+    """
+
+    objective: Objective
+    step_sizes: Array
+    steps: int
+    weight_decay: float
+    weights: str
+    second_order: bool
+
+    @staticmethod
+    def of(
+        model: MLP | Objective,
+        loss: str | Loss | None,
+        inner_lr: ArrayLike,
+        inner_steps: int,
+        inner_weight_decay: float = 0.0,
+        weights: str = "auto",
+        *,
+        second_order: bool = False,
+    ) -> GradientSteps:
+        """From an algorithm's arguments.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range or of a shape that does not fit.
+        """
+        objective = as_objective(model, loss)
+        check_steps(inner_steps, "inner_steps")
+        lookup(weights, dict.fromkeys(FORMS), "form of weights")
+        kind = "a number of at least 0"
+        decay = as_number(inner_weight_decay, "inner_weight_decay", kind, lambda w: w >= 0)
+        # A copy: what becomes of the caller's is his affair.
+        alpha = np.array(unmasked(inner_lr, "inner_lr"))
+        alpha.flags.writeable = False
+        StepSizes(alpha, objective, inner_steps, np.dtype(np.float64))
+        return GradientSteps(objective, alpha, inner_steps, decay, weights, second_order)
+
+    # --- prepared once ----------------------------------------------------------------------------
+
+    def meta_parameters(self, params: MetaParameters) -> tuple[Array, StepSizes]:
+        """theta, checked, and the step sizes: learned ones, if there are any, before our own."""
+        theta = as_parameters(params["theta"], self.objective.n_params)
+        if theta.ndim != 1:
+            raise ValueError(f"theta must have shape ({theta.shape[-1]},), got {theta.shape}")
+        check_finite(theta, "theta")
+        alpha = params.get("inner_lr", self.step_sizes)
+        return theta, StepSizes(alpha, self.objective, self.steps, theta.dtype)
+
+    def prepared(self, params: MetaParameters, tasks: TaskBatch) -> Prepared:
+        """Meta-parameters and tasks."""
+        theta, alpha = self.meta_parameters(params)
+        support, query = both_sets(self.objective.prepare, tasks, theta.dtype)
+        return Prepared(theta, alpha, support, query, "inner_lr" in params)
+
+    def chunks(self, problem: Prepared) -> list[Prepared]:
+        """The tasks in chunks whose activations stay in the cache."""
+        keep_freed_memory()
+        support, query = problem.support[0], problem.query[0]
+        size = n_tasks = len(support)
+        if isinstance(self.objective, Risk):
+            size = chunk_size(
+                self.objective.model.widths,
+                n_tasks=n_tasks,
+                n_support=support.shape[1],
+                n_query=query.shape[1],
+                itemsize=support.dtype.itemsize,
+            )
+        return [problem[start : start + size] for start in range(0, n_tasks, size)]
+
+    def plan(
+        self,
+        widths: tuple[int, ...],
+        problem: Prepared,
+        steps: int | None = None,
+        second_order: bool | None = None,
+    ) -> Plan:
+        """How each layer holds the tasks' weights, by default for a meta-gradient."""
+        support, query = problem.support[0], problem.query[0]
+        return make_plan(
+            widths,
+            n_tasks=len(support),
+            n_support=support.shape[1],
+            n_query=query.shape[1],
+            n_steps=self.steps if steps is None else steps,
+            itemsize=problem.theta.dtype.itemsize,
+            second_order=self.second_order if second_order is None else second_order,
+            per_parameter=problem.alpha.per_parameter,
+            weights=self.weights,
+        )
+
+    def hold(
+        self, problem: Prepared, steps: int | None = None, second_order: bool | None = None
+    ) -> Sequence[Block]:
+        """theta as the plan says, where there are layers to plan for."""
+        if not isinstance(self.objective, Risk):
+            return self.objective.hold(problem.theta)
+        plan = self.plan(self.objective.model.widths, problem, steps, second_order)
+        return self.objective.hold(problem.theta, plan.forms)
+
+    # --- there, and back --------------------------------------------------------------------------
+
+    def adapted(
+        self, point: Sequence[Block], support: Batch, alpha: StepSizes, steps: int
+    ) -> Sequence[Block]:
+        """φ after the steps from a point."""
+        for _, moved in inner_loop(self.objective, point, support, alpha, steps, self.weight_decay):
+            point = moved
+        return point
+
+    def scores(self, problem: Prepared, steps: int) -> Scores:
+        """Query loss after 0, 1, .., ``steps`` steps."""
+        point = self.hold(problem, steps, second_order=False)
+        scored = [self.objective.score(point, problem.query)]
+        for _, moved in inner_loop(
+            self.objective, point, problem.support, problem.alpha, steps, self.weight_decay
+        ):
+            scored.append(self.objective.score(moved, problem.query))
+        return Scores.of_steps(scored)
+
+    def meta_gradient(
+        self, problem: Prepared, step_weights: Mapping[int, float] | None = None
+    ) -> MetaGradient:
+        r"""The derivative of :math:`\frac1T \sum_t \sum_s v_s L^Q_t(\varphi_{t,s})` by the
+        meta-parameters.
+
+        Parameters
+        ----------
+        problem : Prepared
+        step_weights : mapping, optional
+            v_s by the number of the step, S among them; by default the last step's loss alone counts.
+        """
+        S, v = self.steps, {self.steps: 1.0} if step_weights is None else step_weights
+        path = adapt(
+            self.objective, self.hold(problem), problem.support, problem.alpha, S, self.weight_decay
+        )
+        outer = {s: self.objective.at(path.weights[s], problem.query) for s in v}
+        last = [W.cotangent(g) for W, g in zip(path.weights[S], outer[S].gradient, strict=True)]
+        if v[S] != 1:
+            scales = problem.alpha.constant(v[S])
+            last = [block.scaled(scale) for block, scale in zip(last, scales, strict=True)]
+        cotangent, by_alpha = pull_back(
+            path,
+            last,
+            problem.alpha,
+            self.weight_decay,
+            first_order=not self.second_order,
+            with_step_sizes=problem.learns,
+            joining={s: (v[s], outer[s].gradient) for s in v if s < S},
+        )
+        grads = {"theta": task_mean(cotangent)}
+        if by_alpha is not None:
+            grads["inner_lr"] = by_alpha
+        loss = outer[S].value if step_weights is None else total(v[s] * outer[s].value for s in v)
+        hessian = self.objective.hessian if self.second_order else "none"
+        return MetaGradient(float(loss.real.mean()), grads, loss, hessian)
+
+
+def task_mean(blocks: Sequence[Block]) -> Array:
+    """The mean over tasks of cotangents, ``(P,)``."""
+    return np.concatenate([block.task_mean() for block in blocks])
+
+
+class Adapts(ABC):
+    """The methods of an algorithm that adapts by gradient steps. It has no state of its own.
+
+    A subclass has the steps as ``inner``, says in :attr:`learns_inner_lr` whether step sizes may be
+    among its meta-parameters, and in :meth:`of_tasks` what it makes of a prepared batch.
+    """
+
+    #: Whether "inner_lr" may stand beside "theta".
+    learns_inner_lr = True
+
+    #: How it adapts.
+    inner: GradientSteps
+
+    @property
+    def objective(self) -> Objective:
+        """``Risk(model, loss)``, or the objective that was passed."""
+        return self.inner.objective
+
+    @abstractmethod
+    def of_tasks(self, problem: Prepared) -> MetaGradient:
+        """:meth:`meta_gradient` of some of the tasks."""
+
+    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
+        """Initial meta-parameters: "theta", and "inner_lr" if it is learned.
+
+        Raises
+        ------
+        ValueError
+            If the model is an objective, which does not say how its parameters begin.
+        """
+        rng = as_generator(rng)
+        if not isinstance(self.objective, Risk):
+            raise ValueError("an objective has no initial parameters; pass your own theta")
+        params = {"theta": self.objective.init(rng, dtype)}
+        if getattr(self, "learn_inner_lr", False):
+            params["inner_lr"] = np.array(self.inner.step_sizes, dtype=dtype)
+        return params
+
+    @np.errstate(all="ignore")  # what diverges shows in the result
+    def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
+        """The mean query loss after adaptation and its exact gradient.
+
+        Parameters
+        ----------
+        params : array_like (P,), or mapping
+            theta; or "theta" with, optionally, "inner_lr" in any shape that ``inner_lr`` may have.
+        tasks : TaskBatch
+
+        Returns
+        -------
+        MetaGradient
+            ``.loss``, ``.grad (P,)``, ``.task_loss (T,)``; ``.grads`` has a gradient under the name
+            of every meta-parameter that was passed.
+
+        Raises
+        ------
+        ValueError
+            If shapes, labels or dtypes do not fit the model.
+        """
+        problem = self.inner.prepared(self._named(params), tasks)
+        parts = [self.of_tasks(part) for part in self.inner.chunks(problem)]
+        return parts[0] if len(parts) == 1 else MetaGradient.join(parts)
+
+    @np.errstate(all="ignore")  # what diverges shows in the result
+    def adapt(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """Every task's parameters after adaptation.
+
+        Parameters
+        ----------
+        params : array_like (P,), or mapping
+        support_x : array_like, (T, K, n_in)
+        support_y : array_like, (T, K, n_out) or integer labels (T, K)
+        steps : int, optional
+            Inner steps, by default ``inner_steps``.
+
+        Returns
+        -------
+        ndarray, (T, P)
+        """
+        steps = self._steps(steps)
+        theta, alpha = self.inner.meta_parameters(self._named(params))
+        support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
+        point = self.inner.adapted(self.objective.hold(theta), support, alpha, steps)
+        phi = np.broadcast_to(flatten(point), (len(support[0]), self.objective.n_params))
+        return np.array(phi)
+
+    @np.errstate(all="ignore")  # what diverges shows in the result
+    def predict(
+        self,
+        params: ArrayLike | MetaParameters,
+        support_x: ArrayLike,
+        support_y: ArrayLike,
+        query_x: ArrayLike,
+        steps: int | None = None,
+    ) -> Array:
+        """The adapted networks' outputs on query inputs, ``(T, Q, n_out)``.
+
+        Raises
+        ------
+        ValueError
+            If the model is an objective (adapt, and use its parameters), or shapes do not fit.
+        """
+        if not isinstance(self.objective, Risk):
+            raise ValueError("an objective makes no predictions; adapt, and use its parameters")
+        steps = self._steps(steps)
+        theta, alpha = self.inner.meta_parameters(self._named(params))
+        support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
+        x = self.objective.model.features(query_x, theta.dtype, "query_x")
+        if x.ndim != 3 or len(x) != len(support[0]):
+            raise ValueError(
+                f"query_x must have shape ({len(support[0])}, Q, n_in), as many tasks as "
+                f"support_x; got {x.shape}"
+            )
+        outputs = []
+        for part in self.inner.chunks(Prepared(theta, alpha, support, (x, x))):
+            start = self.inner.hold(part, steps, second_order=False)
+            point = self.inner.adapted(start, part.support, alpha, steps)
+            outputs.append(self.objective.outputs(point, part.query[0]))
+        return np.concatenate(outputs)
+
+    @np.errstate(all="ignore")  # what diverges shows in the result
+    def evaluate(
+        self,
+        params: ArrayLike | MetaParameters,
+        tasks: TaskBatch,
+        steps: int | None = None,
+    ) -> Scores:
+        """Query loss (and accuracy, for classes) of every task after 0, 1, .., ``steps`` steps.
+
+        Parameters
+        ----------
+        params : array_like (P,), or mapping
+        tasks : TaskBatch
+        steps : int, optional
+            By default ``inner_steps``. Steps beyond those trained for use the last one's step size.
+
+        Returns
+        -------
+        Scores
+            ``.loss (T, steps + 1)`` and ``.accuracy`` of that shape or None.
+        """
+        steps = self._steps(steps)
+        problem = self.inner.prepared(self._named(params), tasks)
+        return Scores.join([self.inner.scores(part, steps) for part in self.inner.chunks(problem)])
+
+    def plan(self, tasks: TaskBatch, params: ArrayLike | MetaParameters | None = None) -> Plan:
+        """How each layer will hold the tasks' weights in :meth:`meta_gradient`, and why.
+
+        Parameters
+        ----------
+        tasks : TaskBatch
+        params : array_like (P,), or mapping, optional
+            By default float64 parameters with our own ``inner_lr``.
+
+        Raises
+        ------
+        ValueError
+            If the model is no network, or the arguments would not do for :meth:`meta_gradient`.
+        """
+        if not isinstance(self.objective, Risk):
+            raise ValueError("an objective has no layers to plan for")
+        if params is None:
+            params = np.zeros(self.objective.n_params)
+        first, *_ = self.inner.chunks(self.inner.prepared(self._named(params), tasks))
+        return self.inner.plan(self.objective.model.widths, first)
+
+    def _named(self, params: ArrayLike | MetaParameters) -> MetaParameters:
+        """Meta-parameters by name, none of them unknown."""
+        params = named(params)
+        known = {"theta", "inner_lr"} if self.learns_inner_lr else {"theta"}
+        unknown = sorted(set(params) - known)
+        if unknown:
+            raise ValueError(f"{type(self).__name__} has no meta-parameter {unknown[0]!r}")
+        return params
+
+    def _steps(self, steps: int | None) -> int:
+        return check_steps(self.inner.steps if steps is None else steps, "steps")
