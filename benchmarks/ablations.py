@@ -22,9 +22,10 @@ import npmeta as nm
 from benchmarks.cases import CASES, DTYPES, Problem, make_problem
 from benchmarks.peers.reference import maml
 from benchmarks.settings import SETTINGS
-from npmeta import factored, mlp, plan, weights
-from npmeta._blas import one_thread
-from npmeta.factored import FactoredBase, Grams
+from npmeta._support.blas import one_thread
+from npmeta.bilevel import plan
+from npmeta.network import factored, mlp, weights
+from npmeta.network.factored import FactoredBase, Grams
 
 __all__ = ["GAINS", "main"]
 

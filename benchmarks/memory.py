@@ -80,7 +80,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     peer = EVERYBODY[request["peer"]]
     if peer.in_workers:
-        from npmeta import crew
+        from npmeta.training import pool as crew
 
         crew.ENVIRONMENT.update(_KEEP_NOTHING)
     if peer.set_threads is not None and request["threads"] is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.curves import CURVES
 from benchmarks.settings import SETTINGS
-from npmeta.plots import AFTER, BEFORE, INK, MIDDLE, POINT, _figure, save
+from npmeta.cli.plots import AFTER, BEFORE, INK, MIDDLE, POINT, _figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

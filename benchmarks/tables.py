@@ -33,12 +33,12 @@ import numpy as np
 
 import npmeta as nm
 from benchmarks.papers import TABLES, Published, Row, Table
-from npmeta._files import write_atomically
-from npmeta._validation import unknown_name
-from npmeta.commands import resume_run, say, start_run
-from npmeta.config import Config
-from npmeta.registry import ALGORITHMS
-from npmeta.runs import Run
+from npmeta._support.files import write_atomically
+from npmeta._support.validation import unknown_name
+from npmeta.cli.commands import resume_run, say, start_run
+from npmeta.cli.config import Config
+from npmeta.cli.registry import ALGORITHMS
+from npmeta.cli.runs import Run
 
 __all__ = ["main"]
 

@@ -34,7 +34,7 @@ from benchmarks.peers import PEERS, REFERENCE, SHARDED, Peer, Prepared, within
 from benchmarks.peers.reference import maml
 from benchmarks.runner import TOLERANCE, Best, Entry, Plan, Runner, best, examine, take_turns
 from benchmarks.settings import available_cores
-from npmeta.training import Algorithm
+from npmeta.training.loop import Algorithm
 
 __all__ = ["CASE", "DTYPE", "ITERATIONS", "OUTER_LR", "Chunks", "TrainingRow", "draw", "train"]
 
@@ -97,7 +97,7 @@ def _alone(problem: Problem, n: int) -> Prepared:
 
 
 def _sharded(problem: Problem, n: int) -> Prepared:
-    from npmeta.parallel import Sharded
+    from npmeta.training.parallel import Sharded
 
     algorithm = Sharded(maml(problem), workers=len(available_cores()))
     return _npmeta(algorithm, problem, n)._replace(close=algorithm.close)

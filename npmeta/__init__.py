@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from npmeta import algorithms, tasks, verification
-    from npmeta._validation import DivergedError
-    from npmeta.activations import Activation
+    from npmeta._support.validation import DivergedError
     from npmeta.algorithms import MAML, MetaGradient, Scores
-    from npmeta.found_structure import harden, structure_report
-    from npmeta.losses import Loss
-    from npmeta.mlp import MLP
-    from npmeta.objective import Linearization, Objective, Risk
-    from npmeta.structure import Structure
+    from npmeta.algorithms.found_structure import harden, structure_report
+    from npmeta.bilevel.objective import Linearization, Objective, Risk
+    from npmeta.bilevel.vector_objectives import FunctionObjective, Quadratic
+    from npmeta.network.activations import Activation
+    from npmeta.network.losses import Loss
+    from npmeta.network.mlp import MLP
+    from npmeta.network.structure import Structure
     from npmeta.tasks import TaskBatch
-    from npmeta.training import evaluate, meta_train
-    from npmeta.vector_objectives import FunctionObjective, Quadratic
+    from npmeta.training.loop import evaluate, meta_train
     from npmeta.verification import Diagnosis, Problem, diagnose
 
 __version__ = "0.1.0"
@@ -56,28 +56,32 @@ __all__ = [
 #: Where the names above are defined. They are imported when they are first asked for: training does
 #: without what verifies, and the program has its signals in order before it imports much.
 _HOMES = {
-    "_validation": ("DivergedError",),
-    "activations": ("Activation",),
+    "_support.validation": ("DivergedError",),
     "algorithms": ("MAML", "MetaGradient", "Scores"),
-    "found_structure": ("harden", "structure_report"),
-    "losses": ("Loss",),
-    "mlp": ("MLP",),
-    "objective": ("Linearization", "Objective", "Risk"),
-    "structure": ("Structure",),
+    "algorithms.found_structure": ("harden", "structure_report"),
+    "bilevel.objective": ("Linearization", "Objective", "Risk"),
+    "bilevel.vector_objectives": ("FunctionObjective", "Quadratic"),
+    "network.activations": ("Activation",),
+    "network.losses": ("Loss",),
+    "network.mlp": ("MLP",),
+    "network.structure": ("Structure",),
     "tasks": ("TaskBatch",),
-    "training": ("evaluate", "meta_train"),
-    "vector_objectives": ("FunctionObjective", "Quadratic"),
+    "training.loop": ("evaluate", "meta_train"),
     "verification": ("Diagnosis", "Problem", "diagnose"),
 }
+
+#: Modules that are looked for here, though they have a room: ``nm.losses``.
+_ROOMS = {"network": ("activations", "distances", "losses"), "bilevel": ("optimizers",)}
 
 
 def __getattr__(name: str) -> Any:
     home = next((home for home, names in _HOMES.items() if name in names), None)
+    room = next((f"{room}." for room, names in _ROOMS.items() if name in names), "")
     found: Any
     if home is not None:
         found = getattr(import_module(f"npmeta.{home}"), name)
-    elif not name.startswith("_") and find_spec(f"npmeta.{name}") is not None:
-        found = import_module(f"npmeta.{name}")
+    elif not name.startswith("_") and find_spec(f"npmeta.{room}{name}") is not None:
+        found = import_module(f"npmeta.{room}{name}")
     else:
         raise AttributeError(f"module 'npmeta' has no attribute {name!r}")
     globals()[name] = found

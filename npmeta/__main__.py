@@ -10,7 +10,7 @@ def command() -> None:
     interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interrupts:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from npmeta.cli import main
+    from npmeta.cli.main import main
 
     if interrupts:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,9 +14,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
-from npmeta.losses import LOSSES
-from npmeta.losses import get as get_loss
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
+from npmeta.network.losses import get as get_loss
 from npmeta.verification import oracle
 
 H = 1e-30

@@ -1,4 +1,4 @@
-"""Algorithms for the tests of npmeta.parallel, in a module that workers import in no time."""
+"""Algorithms for the tests of npmeta.training.parallel, in a module that workers import in no time."""
 
 import os
 import signal

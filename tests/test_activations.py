@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from npmeta import activations
-from npmeta.activations import ACTIVATIONS, Activation, elu, leaky_relu
+from npmeta.network import activations
+from npmeta.network.activations import ACTIVATIONS, Activation, elu, leaky_relu
 
 H = 1e-30
 

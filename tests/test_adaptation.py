@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.adaptation import StepSizes, adapt, inner_loop, pull_back
-from npmeta.weights import flatten
+from npmeta.bilevel.adaptation import StepSizes, adapt, inner_loop, pull_back
+from npmeta.network.weights import flatten
 from tests.helpers import (
     KINDS,
     H,

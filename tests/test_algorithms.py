@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.config import Config
-from npmeta.parallel import Sharded
-from npmeta.registry import ALGORITHMS
+from npmeta.cli.config import Config
+from npmeta.cli.registry import ALGORITHMS
+from npmeta.training.parallel import Sharded
 from tests.algorithms import TIGHT, by_complex_step, one_by_one, with_noise
 from tests.helpers import assert_close
 

@@ -19,7 +19,7 @@ from benchmarks.peers import EVERYBODY, OURS, PEERS, REFERENCE, Peer, Prepared
 from benchmarks.report import format_header, format_row, format_training, problems
 from benchmarks.runner import Plan, best, measure
 from benchmarks.training import TRAINERS, Chunks, train
-from npmeta.plan import dense_cost, factored_cost
+from npmeta.bilevel.plan import dense_cost, factored_cost
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta import optimizers
-from npmeta.config import Config
+from npmeta.bilevel import optimizers
+from npmeta.cli.config import Config
+from npmeta.cli.registry import ALGORITHMS
 from npmeta.estimators import MetaEstimator
-from npmeta.parallel import Sharded
-from npmeta.registry import ALGORITHMS
 from npmeta.tasks import Encoding
+from npmeta.training.parallel import Sharded
 from npmeta.verification import check_gradient, check_hvp
 
 MODEL = nm.MLP([1, 4, 1])

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import npmeta
-from npmeta import commands
-from npmeta.cli import main
-from npmeta.commands import results, train
-from npmeta.config import Config
-from npmeta.options import TASKS
-from npmeta.registry import options_of
-from npmeta.runs import Checkpoint, Run, locked
+from npmeta.cli import commands
+from npmeta.cli.commands import results, train
+from npmeta.cli.config import Config
+from npmeta.cli.main import main
+from npmeta.cli.options import TASKS
+from npmeta.cli.registry import options_of
+from npmeta.cli.runs import Checkpoint, Run, locked
 
 QUICK = ["--eval-tasks", "20", "--hidden", "8", "8", "--meta-batch", "4"]
 
@@ -110,8 +110,8 @@ def test_pictures_are_drawn(trained, tmp_path):
 
 def test_waves_are_drawn_after_as_many_steps_as_are_tested(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("npmeta.plots.waves", lambda *_, steps, seed: drawn.append(tuple(steps)))
-    monkeypatch.setattr("npmeta.plots.save", lambda figure, path, **options: path)
+    monkeypatch.setattr("npmeta.cli.plots.waves", lambda *_, steps, seed: drawn.append(tuple(steps)))
+    monkeypatch.setattr("npmeta.cli.plots.save", lambda figure, path, **options: path)
     for name, more in ("lslr", ()), ("meta-sgd", ()), ("maml", ("--eval-steps", 0)), ("ridge", ()):
         folder = tmp_path / name
         train = ["train", "sinusoid", *QUICK, "--iterations", 1, "--algorithm", name, *more]
@@ -178,8 +178,8 @@ def test_a_finished_run_can_be_given_more_iterations(tmp_path, capsys):
 #: Ends the process at a point of its own choosing, as a signal from outside might.
 INTERRUPTED_REPORT = """
 import os, signal, sys
-from npmeta import cli
-from npmeta.commands import train
+from npmeta.cli import main as cli
+from npmeta.cli.commands import train
 number, score = getattr(signal, sys.argv.pop(1)), train.score
 def interrupted(*args, **options):
     os.kill(os.getpid(), number)
@@ -279,8 +279,8 @@ def test_training_is_that_of_the_library_with_the_same_options(tmp_path, capsys)
             iterations=12,
             meta_batch=3,
             outer_lr=0.02,
-            optimizer=npmeta.optimizers.Momentum(),
-            schedule=npmeta.optimizers.step(5, 0.25),
+            optimizer=npmeta.bilevel.optimizers.Momentum(),
+            schedule=npmeta.bilevel.optimizers.step(5, 0.25),
             clip=0.5,
             seed=7,
         )
@@ -368,7 +368,7 @@ def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
         def __init__(self, *args, **options):
             came["tasks"] = (args, options)
 
-    monkeypatch.setattr(f"npmeta.config.{task.capitalize()}", Recorded)
+    monkeypatch.setattr(f"npmeta.cli.config.{task.capitalize()}", Recorded)
     config.tasks()
     c = chosen
     shared = {"shots": c["shots"], "queries": c["queries"]}
@@ -419,7 +419,7 @@ def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
         "iterations": c["iterations"],
         "meta_batch": c["meta_batch"],
         "outer_lr": 1.001,
-        "optimizer": npmeta.optimizers.Momentum(),
+        "optimizer": npmeta.bilevel.optimizers.Momentum(),
         "clip": 2.5,
         "seed": 1,
         "start": 3,
@@ -826,7 +826,7 @@ def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path, monkeypatch
 
 
 def test_a_checkpoint_that_may_not_be_read_stops_rather_than_going_back(trained, monkeypatch, capsys):
-    from npmeta import runs
+    from npmeta.cli import runs
 
     def forbidden(path):
         raise PermissionError(13, "Permission denied", str(path))

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from npmeta.cli import main
-from npmeta.registry import ALGORITHMS
-from npmeta.runs import Run
+from npmeta.cli.main import main
+from npmeta.cli.registry import ALGORITHMS
+from npmeta.cli.runs import Run
 from tests.test_cli import QUICK, fails, npmeta_run
 from tests.test_tasks_omniglot import REAL, files, write_folder, write_zip
 
@@ -94,7 +94,7 @@ def test_learners_of_classes_train_resume_evaluate_and_adapt(
     name, place, tmp_path, capsys, monkeypatch
 ):
     if name != "pixels":  # pictures of one are enough
-        monkeypatch.setattr("npmeta.commands.train.draw", lambda *_: [])
+        monkeypatch.setattr("npmeta.cli.commands.train.draw", lambda *_: [])
 
     def npmeta(*words):
         capsys.readouterr()
@@ -168,8 +168,8 @@ def test_mistakes_with_drawings(place, tmp_path, capsys):
 
 def test_the_picture_shows_the_task(place):
     pytest.importorskip("matplotlib")
-    from npmeta import plots
-    from npmeta.runs import Run
+    from npmeta.cli import plots
+    from npmeta.cli.runs import Run
 
     run = Run(place / "run")
     tasks = run.config.tasks()

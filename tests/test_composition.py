@@ -11,7 +11,7 @@ import pytest
 
 import npmeta
 import npmeta as nm
-from npmeta import activations, algorithms, losses, verification
+from npmeta import algorithms, verification
 from npmeta.algorithms import (
     MAML,
     Joint,
@@ -23,8 +23,9 @@ from npmeta.algorithms import (
     Warp,
 )
 from npmeta.algorithms.gradient_steps import Adapts
-from npmeta.parallel import Sharded
-from npmeta.training import NonFiniteError
+from npmeta.network import activations, losses
+from npmeta.training.loop import NonFiniteError
+from npmeta.training.parallel import Sharded
 from npmeta.verification import Verdict
 from npmeta.verification.golden_files import load_problem, save_problem
 from tests.helpers import assert_close, problem

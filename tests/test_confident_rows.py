@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from mpmath import mpf
 
 import npmeta as nm
-from npmeta.losses import LOSSES, decisions
-from npmeta.softmax import softmax, through_softmax
+from npmeta.network.losses import LOSSES, decisions
+from npmeta.network.softmax import softmax, through_softmax
 
 #: Enough for 1 beside exp(-2000).
 DIGITS = 900

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.config import Config
-from npmeta.options import PRESETS, TASKS, preset
-from npmeta.registry import OPTIONS
+from npmeta.cli.config import Config
+from npmeta.cli.options import PRESETS, TASKS, preset
+from npmeta.cli.registry import OPTIONS
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from npmeta.distances import DISTANCES, weighted_l1
+from npmeta.network.distances import DISTANCES, weighted_l1
 from tests.helpers import H, assert_close
 
 # Two passes of a dozen roundings of 1e-16 each.

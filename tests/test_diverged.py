@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta._validation import DivergedError
+from npmeta._support.validation import DivergedError
 from npmeta.algorithms import Scores
-from npmeta.cli import main
-from npmeta.config import Config
+from npmeta.cli.config import Config
+from npmeta.cli.main import main
+from npmeta.cli.registry import ALGORITHMS
 from npmeta.estimators import MetaEstimator
-from npmeta.losses import LOSSES, accuracy
-from npmeta.parallel import Sharded
-from npmeta.registry import ALGORITHMS
+from npmeta.network.losses import LOSSES, accuracy
 from npmeta.tasks import Encoding
+from npmeta.training.parallel import Sharded
 
 CLASSIFIERS = [name for name, entry in ALGORITHMS.items() if "omniglot" in entry.tasks]
 

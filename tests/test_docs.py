@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
-from npmeta.losses import LOSSES
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
 from tests.helpers import assert_close
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.normalisation import EPS
-from npmeta.objective import Risk
+from npmeta.bilevel.objective import Risk
+from npmeta.network.normalisation import EPS
 from npmeta.verification import FAULTS, Doctor, computation, hypotheses
 from npmeta.verification.computation import evaluate, follow
 from npmeta.verification.faults.normalised import NORMALISED

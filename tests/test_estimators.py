@@ -7,10 +7,10 @@ import pytest
 
 import npmeta as nm
 from npmeta.algorithms import CAVIA
+from npmeta.cli.registry import ALGORITHMS
 from npmeta.estimators import AdaptedEstimator, MetaEstimator, NotFittedError
 from npmeta.estimators.conventions import tags
 from npmeta.estimators.tables import of_table
-from npmeta.registry import ALGORITHMS
 from tests.helpers import assert_close
 
 #: Algorithms on sine waves: all that do not need classes.

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta._blas import ONE_THREAD, one_thread
-from npmeta.factored import FactoredBase, Grams, InputBase
-from npmeta.plan import make_plan
-from npmeta.weights import OuterSum, Shared, Term, flatten
+from npmeta._support.blas import ONE_THREAD, one_thread
+from npmeta.bilevel.plan import make_plan
+from npmeta.network.factored import FactoredBase, Grams, InputBase
+from npmeta.network.weights import OuterSum, Shared, Term, flatten
 from tests.helpers import assert_close
 
 rng = np.random.default_rng

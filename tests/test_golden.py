@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
-from npmeta.cli import main
-from npmeta.losses import LOSSES
-from npmeta.normalisation import NORMS
-from npmeta.registry import ALGORITHMS as REGISTRY
+from npmeta.cli.main import main
+from npmeta.cli.registry import ALGORITHMS as REGISTRY
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
+from npmeta.network.normalisation import NORMS
 from npmeta.verification import FAULTS, golden
 from npmeta.verification.golden_algorithms import ALGORITHMS, golden_case
 from npmeta.verification.golden_families import SETTINGS

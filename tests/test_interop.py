@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import npmeta as nm
 from npmeta import interop
-from npmeta.activations import ACTIVATIONS
+from npmeta.network.activations import ACTIVATIONS
 
 # --- stand-ins ------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import special
 
 import npmeta as nm
-from npmeta import losses
-from npmeta.losses import LOSSES, Loss, accuracy, huber
+from npmeta.network import losses
+from npmeta.network.losses import LOSSES, Loss, accuracy, huber
 from tests.helpers import CLASS_LOSSES, H, assert_close, targets
 
 T, ROWS, N = 3, 5, 4

@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
-from npmeta.losses import LOSSES
-from npmeta.mlp import forward
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
+from npmeta.network.mlp import forward
 from tests.helpers import (
     DEPTHS,
     KINDS,

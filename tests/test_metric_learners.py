@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
 from npmeta.algorithms import (
     MatchingNetwork,
     PrototypicalNetwork,
@@ -16,8 +15,9 @@ from npmeta.algorithms import (
     RidgeHead,
     SiameseNetwork,
 )
-from npmeta.losses import LOSSES
-from npmeta.parallel import Sharded
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
+from npmeta.training.parallel import Sharded
 from tests.helpers import H, assert_close, central_difference
 
 # Some dozens of roundings of 1e-16, amplified by solves and by sums that cancel.

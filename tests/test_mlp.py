@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS, Activation
+from npmeta.network.activations import ACTIVATIONS, Activation
 from tests.helpers import DEPTHS, SMOOTH, H, assert_close, relative_error
 
 hidden_widths = st.lists(st.integers(1, 5), max_size=3)

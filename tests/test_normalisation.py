@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
-from npmeta.cli import main
-from npmeta.config import Config
-from npmeta.normalisation import EPS, NORMS
-from npmeta.options import preset
-from npmeta.parts import PreActivation, pre_activation
-from npmeta.runs import Run
+from npmeta.cli.config import Config
+from npmeta.cli.main import main
+from npmeta.cli.options import preset
+from npmeta.cli.runs import Run
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.normalisation import EPS, NORMS
+from npmeta.network.parts import PreActivation, pre_activation
+from npmeta.network.weights import flatten
 from npmeta.verification import oracle
 from npmeta.verification.golden_files import load_answers, load_problem, save_problem
-from npmeta.weights import flatten
 from tests.helpers import SMOOTH, H, Problem, assert_close, complex_step_hvp, problem, step_sizes
 
 # Some hundred operations, each rounded by 1e-16 of its largest term; dividing by a σ of a few rows may

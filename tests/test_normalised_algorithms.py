@@ -7,7 +7,7 @@ import pytest
 
 import npmeta as nm
 from npmeta import algorithms
-from npmeta.normalisation import NORMS
+from npmeta.network.normalisation import NORMS
 from tests.algorithms import by_complex_step, one_by_one, with_noise
 from tests.helpers import assert_close
 from tests.test_normalisation import CHOICES, TIGHT, normalised

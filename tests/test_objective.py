@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
-from npmeta.losses import LOSSES
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
 from tests.helpers import (
     CLASS_LOSSES,
     DEPTHS,
@@ -552,8 +552,8 @@ def test_numbers_too_large_for_the_parameters_precision_are_refused():
 
 def test_an_objective_from_scratch_needs_only_what_the_protocol_says():
     """f(φ) = Σ cosh φ, written against the public protocol."""
-    from npmeta.objective import linearize
-    from npmeta.weights import Vector
+    from npmeta.bilevel.objective import linearize
+    from npmeta.network.weights import Vector
 
     class At(nm.Linearization):
         def __init__(self, objective, phi):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npmeta import optimizers
-from npmeta.optimizers import Adam, Momentum, Sgd, clip_by_global_norm
+from npmeta.bilevel import optimizers
+from npmeta.bilevel.optimizers import Adam, Momentum, Sgd, clip_by_global_norm
 
 
 def run(optimizer, gradients, lr=0.1, dtype=np.float64):

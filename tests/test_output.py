@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 import npmeta
-from npmeta import _output, _signals
-from npmeta._output import ASCII, LONGEST, READABLE, Lasting, one_line, printable
-from npmeta.cli import main
-from npmeta.progress import Progress
+from npmeta._support import output as _output
+from npmeta._support import signals as _signals
+from npmeta._support.output import ASCII, LONGEST, READABLE, Lasting, one_line, printable
+from npmeta.cli.main import main
+from npmeta.cli.progress import Progress
 
 ENCODINGS = ["ascii", "cp1252", "latin-1", "cp437", "utf-16", "shift_jis"]
 SMALL = ["train", "sinusoid", "--hidden", "4", "--meta-batch", "2", "--eval-tasks", "4"]
@@ -161,7 +162,7 @@ def test_an_interrupt_in_a_destructor_is_not_lost():
 #: A signal at the n-th import or opening of a file after main has begun.
 AT_AN_EVENT = """
 import os, sys
-from npmeta import cli
+from npmeta.cli import main as cli
 from npmeta.__main__ import command
 number, left = int(sys.argv.pop(1)), [int(sys.argv.pop(1))]
 def hook(event, args):
@@ -203,7 +204,7 @@ def test_pictures_do_not_depend_on_the_backend(tmp_path, backend):
 def test_a_script_on_standard_input_and_a_daemon_are_told_what_to_do():
     script = """
 import npmeta as nm, numpy as np, multiprocessing as mp
-from npmeta.parallel import Sharded
+from npmeta.training.parallel import Sharded
 model = nm.MLP([1, 4, 1]); maml = nm.MAML(model, inner_lr=0.1)
 params = maml.init(np.random.default_rng(0))
 tasks = nm.tasks.Sinusoid().sample(0, 1, 8)

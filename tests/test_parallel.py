@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta import _blas, crew, parallel
-from npmeta.cli import main
-from npmeta.parallel import Deferred, Sharded, default_shard_size
-from npmeta.runs import Run
+from npmeta._support import blas as _blas
+from npmeta.cli.main import main
+from npmeta.cli.runs import Run
+from npmeta.training import parallel
+from npmeta.training import pool as crew
+from npmeta.training.parallel import Deferred, Sharded, default_shard_size
 from tests.shards import Deadly, Means, Picky, Slow, digest, numbered
 
 ROOT = Path(nm.__file__).parent.parent
@@ -121,7 +123,7 @@ def test_what_is_said_of_each_task_comes_along(pools):
 
 
 def test_metrics_have_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr("npmeta.commands.train.draw", lambda *_: [])
+    monkeypatch.setattr("npmeta.cli.commands.train.draw", lambda *_: [])
     quick = ["--iterations", "4", "--log-every", "2", "--meta-batch", "4", "--shard-size", "2"]
     quick += ["--hidden", "4", "--eval-tasks", "2", "--validation-tasks", "2", "--inner-steps", "3"]
     assert main(["train", "sinusoid", "--algorithm", "imaml", *quick, "--out", f"{tmp_path}/run"]) == 0
@@ -294,7 +296,7 @@ def test_a_single_shard_needs_no_worker():
 PRODUCTS = """
 import hashlib, sys
 import numpy as np, npmeta as nm
-from npmeta.parallel import Sharded
+from npmeta.training.parallel import Sharded
 
 if __name__ == "__main__":
     rng = np.random.default_rng(0)
@@ -458,7 +460,7 @@ import os, sys
 import numpy as np
 from multiprocessing import active_children
 from threading import Thread
-from npmeta.parallel import Sharded
+from npmeta.training.parallel import Sharded
 from tests.shards import Means, Slow, numbered
 
 def tell():
@@ -726,7 +728,7 @@ def test_a_fork_has_workers_of_its_own(tmp_path):
 import os, warnings
 import numpy as np
 import npmeta as nm
-from npmeta.parallel import Sharded
+from npmeta.training.parallel import Sharded
 warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads, which BLAS has
 waves = nm.tasks.Sinusoid(shots=4, queries=6)
 maml = nm.MAML(nm.MLP([1, 12, 1]), inner_lr=0.05)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta import plots
-from npmeta._files import write_atomically
-from npmeta.cli import main
-from npmeta.commands.results import pictures
-from npmeta.runs import Run
+from npmeta._support.files import write_atomically
+from npmeta.cli import plots
+from npmeta.cli.commands.results import pictures
+from npmeta.cli.main import main
+from npmeta.cli.runs import Run
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 

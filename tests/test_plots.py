@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 import npmeta as nm
-from npmeta import plots
 from npmeta.algorithms import Scores
+from npmeta.cli import plots
 
 MAML = nm.MAML(nm.MLP([1, 8, 1]), inner_lr=0.05)
 THETA = {"theta": MAML.model.init(np.random.default_rng(0))}

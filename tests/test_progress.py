@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from npmeta.progress import Progress
+from npmeta.cli.progress import Progress
 
 
 class Terminal(io.StringIO):

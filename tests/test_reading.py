@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from npmeta._reading import Members, check_json, npy_array, npz_arrays, parse_json, read_file
+from npmeta._support.reading import Members, check_json, npy_array, npz_arrays, parse_json, read_file
 from npmeta.tasks import Table, drawings
 from npmeta.verification import golden_tensors
 

@@ -28,7 +28,7 @@ def test_every_file_it_points_to_is_there():
 
 
 def test_every_command_is_one_that_the_command_line_knows():
-    from npmeta.cli import _make_parser
+    from npmeta.cli.main import _make_parser
 
     lines = re.findall(r"npmeta ((?:train|evaluate|adapt|plot).*?)(?:#.*)?$", TEXT, re.MULTILINE)
     lines = [line.strip() for line in lines if "--resume`" not in line]
@@ -38,6 +38,6 @@ def test_every_command_is_one_that_the_command_line_knows():
 
 
 def test_it_names_every_activation():
-    for name in npmeta.activations.ACTIVATIONS:
+    for name in npmeta.network.activations.ACTIVATIONS:
         assert re.search(rf"\b{name}\b", TEXT), name
     assert np.all([word in TEXT for word in ("mse", "hinge")])

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from npmeta.cli import main
-from npmeta.config import Config
-from npmeta.options import TASKS
-from npmeta.registry import ALGORITHMS, OPTIONS, options_of
-from npmeta.runs import Run
+from npmeta.cli.config import Config
+from npmeta.cli.main import main
+from npmeta.cli.options import TASKS
+from npmeta.cli.registry import ALGORITHMS, OPTIONS, options_of
+from npmeta.cli.runs import Run
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
@@ -92,7 +92,7 @@ def state_of(folder):
 @every_algorithm
 def test_trains_resumes_evaluates_and_adapts(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "npmeta.commands.train.draw", lambda *_: []
+        "npmeta.cli.commands.train.draw", lambda *_: []
     )  # one of them for all is in the tests of cli
     if "sinusoid" not in ALGORITHMS[name].tasks:
         pytest.skip("its own tests run it on the tasks that it is for")
@@ -118,7 +118,7 @@ def test_trains_resumes_evaluates_and_adapts(name, tmp_path, capsys, monkeypatch
 
 
 def test_resuming_refuses_another_algorithm(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("npmeta.commands.train.draw", lambda *_: [])
+    monkeypatch.setattr("npmeta.cli.commands.train.draw", lambda *_: [])
     folder = tmp_path / "run"
     npmeta("train", "sinusoid", "--algorithm", "anil", *QUICK, "--iterations", 1, "--out", folder)
     capsys.readouterr()

@@ -3,7 +3,7 @@
 import numpy as np
 
 from npmeta.algorithms import Scores
-from npmeta.reports import score_table
+from npmeta.cli.reports import score_table
 
 
 def test_two_digits_of_the_narrowest_interval():

@@ -5,7 +5,7 @@ import pytest
 
 import npmeta as nm
 from npmeta.algorithms import Reptile
-from npmeta.optimizers import Sgd
+from npmeta.bilevel.optimizers import Sgd
 from tests.helpers import assert_close, problem
 
 ALPHA = 0.1

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npmeta import _files
-from npmeta._files import write_atomically
-from npmeta.config import Config
-from npmeta.runs import COLUMNS, Checkpoint, Run, TakenError, is_free, locked, new_run
+from npmeta._support import files as _files
+from npmeta._support.files import write_atomically
+from npmeta.cli.config import Config
+from npmeta.cli.runs import COLUMNS, Checkpoint, Run, TakenError, is_free, locked, new_run
 from npmeta.tasks import Encoding
 
 
@@ -252,7 +252,7 @@ def test_of_two_that_find_a_folder_empty_one_gets_it(tmp_path, monkeypatch):
         new_run(folder, config, None, checkpoint(0)),
     ):
         pass
-    from npmeta import runs
+    from npmeta.cli import runs
 
     monkeypatch.setattr(runs, "_check_free", lambda folder: None)
     with (
@@ -309,7 +309,7 @@ def test_what_somebody_else_has_made_is_not_free(tmp_path, names):
 
 def test_what_makes_a_folder_a_run_is_written_last(tmp_path, monkeypatch):
     """Whenever the process ends, a folder with a config.toml can be gone on with."""
-    from npmeta import runs
+    from npmeta.cli import runs
 
     written = []
 

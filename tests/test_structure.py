@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
 from npmeta.algorithms import Joint, MAMLPlusPlus, Reptile, StructuredMAML
-from npmeta.cli import main
-from npmeta.found_structure import CLOSED
-from npmeta.parallel import Sharded
-from npmeta.runs import Run
+from npmeta.algorithms.found_structure import CLOSED
+from npmeta.cli.main import main
+from npmeta.cli.runs import Run
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.weights import flatten
+from npmeta.training.parallel import Sharded
 from npmeta.verification import check_meta_gradient, complex_step, oracle
 from npmeta.verification.golden_files import load_answers, load_problem, save_problem
 from npmeta.verification.kinks import at_kinks, nearest_kink
-from npmeta.weights import flatten
 from tests.helpers import (
     H,
     Problem,
@@ -592,7 +592,7 @@ def test_the_command_says_what_it_does_not_take(tmp_path, capsys):
 
 def test_a_picture_has_what_the_report_says(tmp_path):
     pytest.importorskip("matplotlib")
-    from npmeta import plots
+    from npmeta.cli import plots
 
     p = structured("both")
     report = nm.structure_report(p.model, p.theta)

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.config import Config
+from npmeta.cli.config import Config
 from npmeta.tasks import Omniglot, drawings, read_image
 from npmeta.tasks.checks import check_fractions
 from npmeta.tasks.draws import SPLITS, distinct, split_up

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta import optimizers
-from npmeta.parallel import Sharded
-from npmeta.training import NonFiniteError
+from npmeta.bilevel import optimizers
+from npmeta.training.loop import NonFiniteError
+from npmeta.training.parallel import Sharded
 
 
 def small_maml(**options):
@@ -91,7 +91,7 @@ def test_evaluation_does_not_depend_on_how_the_tasks_are_batched(monkeypatch):
     maml = small_maml()
     params = maml.init(np.random.default_rng(0))
     whole = nm.evaluate(maml, params, TASKS, n_tasks=23, steps=2)
-    monkeypatch.setattr("npmeta.training.EVALUATION_BATCH", 5)
+    monkeypatch.setattr("npmeta.training.loop.EVALUATION_BATCH", 5)
     parts = nm.evaluate(maml, params, TASKS, n_tasks=23, steps=2)
     assert whole.loss.shape == parts.loss.shape == (23, 3)
     # Products over fewer rows may be summed in another order.

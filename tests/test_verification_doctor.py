@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.cli import main
-from npmeta.losses import LOSSES, Loss, LossAt
+from npmeta.cli.main import main
+from npmeta.network.losses import LOSSES, Loss, LossAt
 from npmeta.verification import FAULTS, Doctor, computation, examination, hypotheses
 from npmeta.verification.computation import evaluate, follow
 from npmeta.verification.faults.normalised import NORMALISED

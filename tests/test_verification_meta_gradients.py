@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
-from npmeta.losses import LOSSES, Loss, LossAt
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES, Loss, LossAt
 from npmeta.verification import Verdict, blocks, check_meta_gradient, meta_gradient, second_order
 from npmeta.verification.reports import judge
 from tests.helpers import KINDS, Problem, problem, step_sizes

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta import adaptation, mlp, weights
-from npmeta.activations import ACTIVATIONS
-from npmeta.losses import LOSSES
-from npmeta.objective import RiskLinearization
+from npmeta.bilevel import adaptation
+from npmeta.bilevel.objective import RiskLinearization
+from npmeta.network import mlp, weights
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
 from npmeta.verification import complex_step, meta_gradient, richardson
 from npmeta.verification.kinks import at_kinks, nearest_kink
 from npmeta.verification.oracle import extended

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from npmeta import activations
-from npmeta.cli import main
+from npmeta.cli.main import main
+from npmeta.network import activations
 from npmeta.verification import Verdict, selfcheck
 
 

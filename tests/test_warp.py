@@ -6,9 +6,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
 from npmeta.algorithms import Warp
-from npmeta.config import Config
+from npmeta.cli.config import Config
+from npmeta.network.activations import ACTIVATIONS
 from npmeta.verification import FAULTS, Doctor, oracle
 from tests.algorithms import TIGHT, by_complex_step, with_noise
 from tests.helpers import (

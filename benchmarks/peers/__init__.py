@@ -94,7 +94,12 @@ OURS = {
         Peer("npmeta", "npmeta", within("reference", "auto")),
         Peer("npmeta-dense", "npmeta", within("reference", "dense")),
         Peer("npmeta-factored", "npmeta", within("reference", "factored")),
-        Peer("npmeta-sharded", "npmeta.parallel", within("reference", "sharded"), in_workers=True),
+        Peer(
+            "npmeta-sharded",
+            "npmeta.training.parallel",
+            within("reference", "sharded"),
+            in_workers=True,
+        ),
     )
 }
 REFERENCE, SHARDED = OURS["npmeta"], OURS["npmeta-sharded"]

@@ -41,7 +41,7 @@ auto, dense, factored = map(_in_form, ("auto", "dense", "factored"))
 
 def sharded(problem: Problem) -> Prepared:
     """Shards of tasks in worker processes, or in this one: npmeta times both and decides."""
-    from npmeta.parallel import Sharded
+    from npmeta.training.parallel import Sharded
 
     algorithm = Sharded(maml(problem), workers=len(available_cores()))
     for _ in range(12):  # after some ten calls it has decided

@@ -3,7 +3,7 @@
 import numpy as np
 
 import npmeta as nm
-from npmeta.parallel import Sharded
+from npmeta.training.parallel import Sharded
 
 if __name__ == "__main__":
     from distributed import Client, LocalCluster

@@ -3,7 +3,7 @@
 import numpy as np
 
 import npmeta as nm
-from npmeta.parallel import Sharded
+from npmeta.training.parallel import Sharded
 
 
 def train(workers):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import npmeta as nm
-from npmeta.optimizers import Adam
+from npmeta.bilevel.optimizers import Adam
 from npmeta.verification.computation import evaluate, follow
 from npmeta.verification.recipe import Recipe
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, DType, as_parameters, as_whole, check_finite, unmasked
-from npmeta.mlp import MLP
-from npmeta.objective import Batch
-from npmeta.weights import total
+from npmeta._support.validation import Array, DType, as_parameters, as_whole, check_finite, unmasked
+from npmeta.bilevel.objective import Batch
+from npmeta.network.mlp import MLP
+from npmeta.network.weights import total
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch

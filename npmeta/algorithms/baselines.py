@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta import losses
-from npmeta._validation import (
+from npmeta._support.validation import (
     Array,
     DType,
     as_dtype,
@@ -20,9 +19,10 @@ from npmeta._validation import (
 )
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, all_rows, check_steps, named
 from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared, task_mean
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Objective
+from npmeta.bilevel.objective import Objective
+from npmeta.network import losses
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch

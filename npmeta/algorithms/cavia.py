@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, DType, as_features, as_generator, as_number, as_whole, check_flag
+from npmeta._support.validation import (
+    Array,
+    DType,
+    as_features,
+    as_generator,
+    as_number,
+    as_whole,
+    check_flag,
+)
 from npmeta.algorithms.base import (
     MetaGradient,
     MetaParameters,
@@ -19,11 +27,11 @@ from npmeta.algorithms.base import (
     check_network,
     check_steps,
 )
-from npmeta.factored import FactoredBase
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Batch, Risk
-from npmeta.weights import OuterSum, Term, row_sum
+from npmeta.bilevel.objective import Batch, Risk
+from npmeta.network.factored import FactoredBase
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
+from npmeta.network.weights import OuterSum, Term, row_sum
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta import losses
-from npmeta._memory import keep_freed_memory
-from npmeta._validation import (
+from npmeta._support.memory import keep_freed_memory
+from npmeta._support.validation import (
     Array,
     DType,
     as_dtype,
@@ -31,9 +30,10 @@ from npmeta._validation import (
     unmasked,
 )
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
-from npmeta.losses import Loss
-from npmeta.mlp import MLP, backward, forward
-from npmeta.objective import Batch
+from npmeta.bilevel.objective import Batch
+from npmeta.network import losses
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP, backward, forward
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._memory import keep_freed_memory
-from npmeta._validation import (
+from npmeta._support.memory import keep_freed_memory
+from npmeta._support.validation import (
     Array,
     as_generator,
     as_number,
@@ -26,13 +26,13 @@ from npmeta._validation import (
     lookup,
     unmasked,
 )
-from npmeta.adaptation import StepSizes, adapt, inner_loop, pull_back
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Batch, Objective, Risk, as_objective
-from npmeta.plan import FORMS, Plan, chunk_size, make_plan
-from npmeta.weights import Block, flatten, total
+from npmeta.bilevel.adaptation import StepSizes, adapt, inner_loop, pull_back
+from npmeta.bilevel.objective import Batch, Objective, Risk, as_objective
+from npmeta.bilevel.plan import FORMS, Plan, chunk_size, make_plan
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
+from npmeta.network.weights import Block, flatten, total
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
@@ -75,7 +75,7 @@ class GradientSteps:
     ----------
     objective : Objective
     step_sizes : ndarray
-        α, in one of the shapes of :class:`~npmeta.adaptation.StepSizes`; read only.
+        α, in one of the shapes of :class:`~npmeta.bilevel.adaptation.StepSizes`; read only.
     steps : int
         S
     weight_decay : float

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, as_generator, as_number
+from npmeta._support.validation import Array, as_generator, as_number
 from npmeta.algorithms.base import (
     MetaGradient,
     MetaParameters,
@@ -18,9 +18,9 @@ from npmeta.algorithms.base import (
     both_sets,
     check_steps,
 )
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Batch, Linearization, Objective, Risk, as_objective
+from npmeta.bilevel.objective import Batch, Linearization, Objective, Risk, as_objective
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch

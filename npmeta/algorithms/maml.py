@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from numpy.typing import ArrayLike
 
-from npmeta._validation import check_flag
+from npmeta._support.validation import check_flag
 from npmeta.algorithms.base import MetaGradient
 from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Objective
+from npmeta.bilevel.objective import Objective
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
 
 __all__ = ["MAML"]
 
@@ -29,10 +29,10 @@ class MAML(Adapts):
     model : MLP or Objective
         A network, or any objective of your own (which brings its loss with it).
     loss : str or Loss, optional
-        For a network: a name in :data:`npmeta.losses.LOSSES` or your own. Default "mse".
+        For a network: a name in :data:`npmeta.network.losses.LOSSES` or your own. Default "mse".
     inner_lr : array_like
         The step size α: a number, or one per layer, per step or per parameter
-        (:class:`~npmeta.adaptation.StepSizes` lists the shapes). Zeros freeze parameters in the
+        (:class:`~npmeta.bilevel.adaptation.StepSizes` lists the shapes). Zeros freeze parameters in the
         inner loop only: all layers but the last is ANIL, the last alone is BOIL.
     inner_steps : int
         S, at least 0; 0 is joint training on the query sets.
@@ -43,8 +43,9 @@ class MAML(Adapts):
     learn_inner_lr : bool
         Have :meth:`init` make ``inner_lr`` a meta-parameter beside theta, in the shape given here.
     weights : {"auto", "dense", "factored"}
-        How layers hold the tasks' weights (:mod:`npmeta.factored`). By default each layer has the form
-        that costs less; :meth:`plan` shows which and why. The result is the same within rounding.
+        How layers hold the tasks' weights (:mod:`npmeta.network.factored`). By default each layer has
+        the form that costs less; :meth:`plan` shows which and why. The result is the same within
+        rounding.
 
     Attributes
     ----------

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import as_array, as_number, as_whole, check_flag
+from npmeta._support.validation import as_array, as_number, as_whole, check_flag
 from npmeta.algorithms.base import MetaGradient, check_steps
 from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Objective
+from npmeta.bilevel.objective import Objective
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
 
 __all__ = ["MAMLPlusPlus"]
 

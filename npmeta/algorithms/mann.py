@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta import activations, losses
-from npmeta._validation import Array, DType, as_features, as_generator, as_whole, unmasked
+from npmeta._support.validation import Array, DType, as_features, as_generator, as_whole, unmasked
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_tasks
 from npmeta.algorithms.episodic import Compared, Episodic, check_model, check_scale
-from npmeta.distances import cosine
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.softmax import softmax, through_softmax
+from npmeta.network import activations, losses
+from npmeta.network.distances import cosine
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
+from npmeta.network.softmax import softmax, through_softmax
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta import activations
-from npmeta._memory import keep_freed_memory
-from npmeta._validation import (
+from npmeta._support.memory import keep_freed_memory
+from npmeta._support.validation import (
     Array,
     DType,
     as_dtype,
@@ -31,9 +30,10 @@ from npmeta.algorithms.base import (
     check_steps,
     named,
 )
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Batch, Linearization, Risk
+from npmeta.bilevel.objective import Batch, Linearization, Risk
+from npmeta.network import activations
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array, as_generator
+from npmeta._support.validation import Array, as_generator
 from npmeta.algorithms.base import MetaGradient
 from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared
 from npmeta.algorithms.maml import MAML
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Objective
+from npmeta.bilevel.objective import Objective
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
 
 __all__ = ["MetaSGD"]
 

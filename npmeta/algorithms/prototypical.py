@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._validation import Array, lookup
+from npmeta._support.validation import Array, lookup
 from npmeta.algorithms.base import MetaParameters
 from npmeta.algorithms.episodic import (
     ABSENT,
@@ -16,8 +16,8 @@ from npmeta.algorithms.episodic import (
     check_scale,
     initial_scale,
 )
-from npmeta.distances import DISTANCES
-from npmeta.mlp import MLP
+from npmeta.network.distances import DISTANCES
+from npmeta.network.mlp import MLP
 
 __all__ = ["PrototypicalNetwork"]
 

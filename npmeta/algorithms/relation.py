@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta import losses
-from npmeta._validation import Array, as_generator
+from npmeta._support.validation import Array, as_generator
 from npmeta.algorithms.base import MetaParameters, check_network, named
 from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, through
-from npmeta.mlp import MLP
+from npmeta.network import losses
+from npmeta.network.mlp import MLP
 
 __all__ = ["RelationNetwork"]
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from npmeta._validation import as_number, as_whole
-from npmeta.adaptation import inner_loop
+from npmeta._support.validation import as_number, as_whole
 from npmeta.algorithms.base import MetaGradient, all_rows
 from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared, task_mean
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Batch, Objective
+from npmeta.bilevel.adaptation import inner_loop
+from npmeta.bilevel.objective import Batch, Objective
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
 
 __all__ = ["Reptile"]
 

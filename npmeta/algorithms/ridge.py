@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta import losses
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaParameters
 from npmeta.algorithms.episodic import Compared, Episodic, check_model, check_scale
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
+from npmeta.network import losses
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
 
 __all__ = ["RidgeHead"]
 
@@ -35,7 +35,7 @@ class RidgeHead(Episodic):
     model : MLP or None
         The features e; None takes the inputs themselves.
     loss : str or Loss
-        Of the outputs on the query rows: a name in :data:`npmeta.losses.LOSSES`, or your own.
+        Of the outputs on the query rows: a name in :data:`npmeta.network.losses.LOSSES`, or your own.
     ridge : float
         λ to begin with, positive; the meta-parameter is its logarithm, "log_ridge".
     scale : float, optional

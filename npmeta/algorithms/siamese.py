@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta import losses
-from npmeta._validation import Array, lookup
+from npmeta._support.validation import Array, lookup
 from npmeta.algorithms.base import MetaParameters
 from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, check_scale
-from npmeta.distances import euclidean, weighted_l1
-from npmeta.mlp import MLP
+from npmeta.network import losses
+from npmeta.network.distances import euclidean, weighted_l1
+from npmeta.network.mlp import MLP
 
 __all__ = ["SiameseNetwork"]
 
@@ -56,7 +56,7 @@ class SiameseNetwork(Episodic):
     Notes
     -----
     The weighted L1 loss has meta-parameters "weights" (w, which begins at 1) and "bias" (b).
-    A pair of two classes whose embeddings coincide has gradient 0 (:mod:`npmeta.distances`).
+    A pair of two classes whose embeddings coincide has gradient 0 (:mod:`npmeta.network.distances`).
 
     Examples
     --------

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, as_number
+from npmeta._support.validation import Array, as_number
 from npmeta.algorithms.base import MetaGradient
 from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared
 from npmeta.algorithms.maml import MAML
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.softmax import log_softmax, through_softmax
-from npmeta.structure import gates_of, shares_of
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
+from npmeta.network.softmax import log_softmax, through_softmax
+from npmeta.network.structure import gates_of, shares_of
 
 __all__ = ["StructuredMAML"]
 
@@ -39,7 +39,7 @@ class StructuredMAML(Adapts):
     Parameters
     ----------
     model : MLP
-        With a :class:`~npmeta.structure.Structure`, which says whether inner steps move it.
+        With a :class:`~npmeta.network.structure.Structure`, which says whether inner steps move it.
     loss, inner_lr, inner_steps, first_order, inner_weight_decay, learn_inner_lr, weights
         As in :class:`~npmeta.MAML`.
     gate_pressure, mixture_pressure : float

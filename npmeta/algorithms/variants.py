@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import as_number
+from npmeta._support.validation import as_number
 from npmeta.algorithms.base import check_network, check_steps
 from npmeta.algorithms.maml import MAML
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
 
 __all__ = ["anil", "boil", "fomaml", "lslr"]
 

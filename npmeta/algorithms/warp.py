@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta import activations
-from npmeta._validation import Array, as_generator, as_parameters, check_flag
-from npmeta.activations import Activation
-from npmeta.adaptation import StepSizes
+from npmeta._support.validation import Array, as_generator, as_parameters, check_flag
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
 from npmeta.algorithms.maml import MAML
-from npmeta.losses import Loss
-from npmeta.mlp import MLP
-from npmeta.objective import Risk
+from npmeta.bilevel.adaptation import StepSizes
+from npmeta.bilevel.objective import Risk
+from npmeta.network import activations
+from npmeta.network.activations import Activation
+from npmeta.network.losses import Loss
+from npmeta.network.mlp import MLP
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from npmeta._validation import Array, DivergedError, check_converged, lookup, unknown_name
+from npmeta._support.validation import Array, DivergedError, check_converged, lookup, unknown_name
 from npmeta.algorithms import CAVIA
 from npmeta.algorithms.base import check_steps
 from npmeta.estimators.conventions import Parameters, as_column, as_rows, column_names, tags

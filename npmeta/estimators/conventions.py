@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, check_finite, is_missing, unknown_name, unmasked
+from npmeta._support.validation import Array, check_finite, is_missing, unknown_name, unmasked
 
 __all__ = ["NotFittedError", "Parameters", "as_column", "as_rows", "column_names", "tags"]
 

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta import losses, optimizers
-from npmeta._validation import Array, lookup
+from npmeta._support.validation import Array, lookup
 from npmeta.algorithms import MetaLearner
-from npmeta.config import Config
+from npmeta.bilevel import optimizers
+from npmeta.cli.config import Config
 from npmeta.estimators.adapted import STREAMS, AdaptedEstimator
 from npmeta.estimators.conventions import Parameters, column_names, tags
 from npmeta.estimators.tables import of_distribution, of_table
+from npmeta.network import losses
 from npmeta.tasks import Encoding, Omniglot, Sinusoid
-from npmeta.training import Sampler, meta_train
+from npmeta.training.loop import Sampler, meta_train
 
 __all__ = ["MetaEstimator"]
 
@@ -32,7 +33,7 @@ class MetaEstimator(Parameters):
     Parameters
     ----------
     algorithm : str
-        A name of :data:`npmeta.registry.ALGORITHMS`.
+        A name of :data:`npmeta.cli.registry.ALGORITHMS`.
     hidden, inner_lr, inner_steps, eval_steps, iterations, shots, queries : optional
         Options of these names, as on the command line (``npmeta list NAME``); by default the
         algorithm's own for the kind of tasks. ``eval_steps`` are the inner steps of :meth:`adapt`;

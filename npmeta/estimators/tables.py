@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array
-from npmeta.config import Config
+from npmeta._support.validation import Array
+from npmeta.cli.config import Config
 from npmeta.estimators.conventions import as_column, as_rows, column_names
 from npmeta.tasks import Encoding, TaskBatch
 from npmeta.tasks.draws import uniforms

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array, unmasked
+from npmeta._support.validation import Array, unmasked
 
 __all__ = ["is_array", "is_tensor", "make_like", "to_numpy"]
 

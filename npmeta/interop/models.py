@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from npmeta.activations import Activation, elu, leaky_relu
 from npmeta.interop.norms import NORMS, kinds_in
 from npmeta.interop.order import widths_of
 from npmeta.interop.structures import find_layers
-from npmeta.mlp import MLP
+from npmeta.network.activations import Activation, elu, leaky_relu
+from npmeta.network.mlp import MLP
 
 __all__ = ["model_of"]
 

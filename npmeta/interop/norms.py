@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from npmeta.normalisation import EPS
+from npmeta.network.normalisation import EPS
 
 __all__ = ["NORMS", "check_scales", "kinds_in"]
 

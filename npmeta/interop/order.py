@@ -9,7 +9,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-from npmeta._validation import check_names
+from npmeta._support.validation import check_names
 
 __all__ = ["Layer", "Norm", "Path", "in_order", "widths_of", "with_norms"]
 

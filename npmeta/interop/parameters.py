@@ -7,11 +7,11 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, as_parameters, shown
+from npmeta._support.validation import Array, as_parameters, shown
 from npmeta.interop.arrays import make_like, to_numpy
 from npmeta.interop.order import Layer, Path, widths_of
 from npmeta.interop.structures import at, find_layers, path_name, rebuilt
-from npmeta.mlp import MLP
+from npmeta.network.mlp import MLP
 
 __all__ = ["from_theta", "grad_of", "to_theta"]
 

@@ -8,7 +8,7 @@ from copy import copy
 from itertools import pairwise
 from typing import Any
 
-from npmeta._validation import shown
+from npmeta._support.validation import shown
 from npmeta.interop.arrays import is_array, is_tensor
 from npmeta.interop.norms import check_scales
 from npmeta.interop.order import Layer, Norm, Path, in_order, with_norms

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, as_array, as_features, shown
+from npmeta._support.validation import Array, as_array, as_features, shown
 
 __all__ = ["TaskBatch"]
 

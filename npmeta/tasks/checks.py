@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from npmeta._validation import as_list, as_number, as_whole, shown
+from npmeta._support.validation import as_list, as_number, as_whole, shown
 
 __all__ = ["PathLike", "as_path", "check_counts", "check_fractions", "existing"]
 

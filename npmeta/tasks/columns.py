@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from npmeta._reading import allowed, npz_arrays, read_file
-from npmeta._validation import Array, shortened, unknown_name
+from npmeta._support.reading import allowed, npz_arrays, read_file
+from npmeta._support.validation import Array, shortened, unknown_name
 from npmeta.tasks.encoding import Encoding
 
 __all__ = ["Columns", "ordered", "read_columns", "read_csv"]

@@ -13,9 +13,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from npmeta._files import write_atomically
-from npmeta._reading import SHORT, Members, npz_arrays, read_file
-from npmeta._validation import Array
+from npmeta._support.files import write_atomically
+from npmeta._support.reading import SHORT, Members, npz_arrays, read_file
+from npmeta._support.validation import Array
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.tasks.framing import aligned
 

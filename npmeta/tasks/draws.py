@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, as_whole, lookup
+from npmeta._support.validation import Array, as_whole, lookup
 
 __all__ = ["SPLITS", "check_draw", "distinct", "split_up", "uniforms"]
 

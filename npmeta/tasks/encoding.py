@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._reading import check_json
-from npmeta._validation import (
+from npmeta._support.reading import check_json
+from npmeta._support.validation import (
     Array,
     as_array,
     as_number,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 
 __all__ = ["aligned", "distorted"]
 

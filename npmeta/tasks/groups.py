@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._validation import Array, shortened
+from npmeta._support.validation import Array, shortened
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.draws import distinct
 

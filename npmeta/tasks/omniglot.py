@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from npmeta._validation import Array, check_flag, lookup
+from npmeta._support.validation import Array, check_flag, lookup
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import PathLike, check_counts, check_fractions, existing
 from npmeta.tasks.drawings import SIDE, load

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._validation import Array, as_number, as_range
+from npmeta._support.validation import Array, as_number, as_range
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import check_counts
 from npmeta.tasks.draws import uniforms

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array, check_flag, check_names, check_text, lookup, shown
+from npmeta._support.validation import Array, check_flag, check_names, check_text, lookup, shown
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import PathLike, check_counts, check_fractions, existing
 from npmeta.tasks.columns import Columns, ordered, read_columns

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, check_mapping, unmasked
+from npmeta._support.validation import Array, check_mapping, unmasked
 from npmeta.verification.problem import Problem
 
 __all__ = ["as_answer"]

@@ -8,7 +8,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array, as_array, as_precision, check_finite, check_function, unmasked
+from npmeta._support.validation import (
+    Array,
+    as_array,
+    as_precision,
+    check_finite,
+    check_function,
+    unmasked,
+)
 from npmeta.verification.differences import Difference
 
 __all__ = ["SAFETY", "Function", "Layout", "ValueAndGradient", "derivative_bar", "why_wide"]

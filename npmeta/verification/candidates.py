@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.verification.computation import Path
 from npmeta.verification.faults import FAULTS, Fault, Variant
 from npmeta.verification.faults.scale import CLIP_NORMS

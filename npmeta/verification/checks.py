@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array, as_generator, as_whole, check_function, shown
-from npmeta.distances import norm
+from npmeta._support.validation import Array, as_generator, as_whole, check_function, shown
+from npmeta.network.distances import norm
 from npmeta.verification.callables import (
     SAFETY,
     Function,

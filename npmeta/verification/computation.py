@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array, DType
-from npmeta.activations import IDENTITY
-from npmeta.mlp import MLP
-from npmeta.objective import Batch, Linearization, Objective, Risk
+from npmeta._support.validation import Array, DType
+from npmeta.bilevel.objective import Batch, Linearization, Objective, Risk
+from npmeta.network.activations import IDENTITY
+from npmeta.network.mlp import MLP
 from npmeta.verification.other_norms import (
     Norm,
     OtherNorm,

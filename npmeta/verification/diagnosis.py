@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npmeta._files import write_atomically
-from npmeta._validation import Array
+from npmeta._support.files import write_atomically
+from npmeta._support.validation import Array
 from npmeta.verification.faults import FAULTS
 
 if TYPE_CHECKING:

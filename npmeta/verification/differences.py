@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 
 __all__ = ["Difference", "differentiate", "roughness"]
 

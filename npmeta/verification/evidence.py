@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, unmasked
+from npmeta._support.validation import Array, unmasked
 from npmeta.verification.computation import Path, follow
 from npmeta.verification.noise import relative
 from npmeta.verification.problem import Problem

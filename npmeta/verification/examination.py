@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.verification.candidates import (
     FEWEST_PARAMETERS,
     LOOPS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.verification.computation import Path, evaluate, follow
 from npmeta.verification.faults import FAULTS, Variant
 from npmeta.verification.hypotheses import MOST_FOR_ALL_PAIRS, Hypothesis, is_large, work

@@ -1,7 +1,7 @@
 """What a meta-loss depends on, as plain arrays of any precision, and the loss itself by its definition.
 
 The oracles stand on this. It asks an objective for values and gradients alone, and takes the inner loop
-from the formula, not from :mod:`npmeta.adaptation`.
+from the formula, not from :mod:`npmeta.bilevel.adaptation`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, as_parameters, shown
-from npmeta.adaptation import StepSizes
+from npmeta._support.validation import Array, as_parameters, shown
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
 from npmeta.algorithms.gradient_steps import Adapts
-from npmeta.objective import Batch, Objective, Risk
+from npmeta.bilevel.adaptation import StepSizes
+from npmeta.bilevel.objective import Batch, Objective, Risk
+from npmeta.network.weights import Dense, Layer
 from npmeta.tasks import TaskBatch
-from npmeta.weights import Dense, Layer
 
 __all__ = ["Given", "layers", "tiny_step", "value_and_gradient"]
 

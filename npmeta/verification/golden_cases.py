@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.algorithms import MAML
-from npmeta.mlp import forward
+from npmeta.network.mlp import forward
 from npmeta.verification.computation import evaluate
 from npmeta.verification.faults import FAULTS
 from npmeta.verification.given import Given, layers, value_and_gradient

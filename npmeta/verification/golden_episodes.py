@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.algorithms.matching import MatchingNetwork
 from npmeta.algorithms.prototypical import PrototypicalNetwork
 from npmeta.algorithms.relation import RelationNetwork
 from npmeta.algorithms.ridge import RidgeHead
 from npmeta.algorithms.siamese import SiameseNetwork
-from npmeta.losses import LOSSES
-from npmeta.mlp import MLP
+from npmeta.network.losses import LOSSES
+from npmeta.network.mlp import MLP
 from npmeta.verification.golden_cases import loss_words
 from npmeta.verification.golden_others import OtherCase, Parameters, network, sigmoid
 

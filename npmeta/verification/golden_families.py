@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from npmeta._validation import Array
-from npmeta.activations import RELU, SOFTPLUS, Activation, leaky_relu
-from npmeta.structure import Structure
+from npmeta._support.validation import Array
+from npmeta.network.activations import RELU, SOFTPLUS, Activation, leaky_relu
+from npmeta.network.structure import Structure
 from npmeta.verification.golden_settings import Setting
 
 __all__ = ["SETTINGS", "SUITE_VERSION"]

@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npmeta._files import write_atomically
-from npmeta._reading import check_json, read_json
-from npmeta._validation import Array, shown
+from npmeta._support.files import write_atomically
+from npmeta._support.reading import check_json, read_json
+from npmeta._support.validation import Array, shown
 from npmeta.algorithms import MAML
-from npmeta.mlp import MLP
-from npmeta.structure import Structure
+from npmeta.network.mlp import MLP
+from npmeta.network.structure import Structure
 from npmeta.tasks import TaskBatch
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.verification.golden_tensors import load_arrays, npz_bytes

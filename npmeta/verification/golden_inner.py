@@ -13,15 +13,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.algorithms.baselines import Joint
 from npmeta.algorithms.cavia import CAVIA
 from npmeta.algorithms.imaml import IMAML
 from npmeta.algorithms.maml_plus_plus import MAMLPlusPlus
 from npmeta.algorithms.reptile import Reptile
-from npmeta.mlp import forward
-from npmeta.objective import Batch, Risk
+from npmeta.bilevel.objective import Batch, Risk
+from npmeta.network.mlp import forward
 from npmeta.verification.given import Given, layers, tiny_step, value_and_gradient
 from npmeta.verification.golden_cases import loss_words
 from npmeta.verification.golden_files import named_arrays

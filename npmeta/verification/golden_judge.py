@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array, unknown_name, unmasked
+from npmeta._support.validation import Array, unknown_name, unmasked
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.verification.doctor import diagnose
 from npmeta.verification.golden_cases import SECOND_ORDER

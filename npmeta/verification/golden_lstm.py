@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.algorithms.meta_lstm import MetaLSTM
-from npmeta.objective import Batch
+from npmeta.bilevel.objective import Batch
 from npmeta.verification.golden_inner import SETS_SWAPPED, InnerCase
 from npmeta.verification.golden_others import Parameters, sigmoid
 

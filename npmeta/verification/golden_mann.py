@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.algorithms.mann import MANN
-from npmeta.mlp import MLP
+from npmeta.network.mlp import MLP
 from npmeta.verification.golden_episodes import EMBEDDING, SETS_SWAPPED, ScoredCase, distances
 from npmeta.verification.golden_others import Parameters, sigmoid
 

@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaGradient, MetaLearner
-from npmeta.losses import LOSSES
-from npmeta.mlp import MLP
+from npmeta.network.losses import LOSSES
+from npmeta.network.mlp import MLP
 from npmeta.tasks import TaskBatch
 from npmeta.verification.differences import differentiate
 from npmeta.verification.given import tiny_step

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._validation import Array
-from npmeta.activations import Activation
+from npmeta._support.validation import Array
 from npmeta.algorithms import MAML
-from npmeta.losses import LOSSES
-from npmeta.mlp import MLP
-from npmeta.structure import Structure
+from npmeta.network.activations import Activation
+from npmeta.network.losses import LOSSES
+from npmeta.network.mlp import MLP
+from npmeta.network.structure import Structure
 from npmeta.tasks import TaskBatch
 from npmeta.tasks.draws import uniforms
 

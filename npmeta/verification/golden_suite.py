@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._blas import one_thread
-from npmeta._files import folder_in_the_making, put_folder, restore_folder, write_atomically
-from npmeta._reading import check_json, read_file, read_json
-from npmeta._validation import check_names, shown, unknown_name
+from npmeta._support.blas import one_thread
+from npmeta._support.files import folder_in_the_making, put_folder, restore_folder, write_atomically
+from npmeta._support.reading import check_json, read_file, read_json
+from npmeta._support.validation import check_names, shown, unknown_name
 from npmeta.tasks.checks import PathLike, as_path, existing
 from npmeta.verification.golden_algorithms import golden_case
 from npmeta.verification.golden_cases import GoldenCase

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._reading import SHORT, check_json, npy_array, npz_arrays, parse_json, read_file
-from npmeta._validation import Array, shown
+from npmeta._support.reading import SHORT, check_json, npy_array, npz_arrays, parse_json, read_file
+from npmeta._support.validation import Array, shown
 from npmeta.tasks.checks import PathLike, existing
 
 __all__ = ["load_arrays", "npz_bytes", "safetensors_bytes"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from npmeta.mlp import MLP
-from npmeta.normalisation import EPS
-from npmeta.structure import Structure
+from npmeta.network.mlp import MLP
+from npmeta.network.normalisation import EPS
+from npmeta.network.structure import Structure
 
 __all__ = [
     "ACTIVATION_FORMULAS",

@@ -8,7 +8,7 @@ from itertools import combinations, groupby, product
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.verification.computation import (
     Path,
     follow,

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters
-from npmeta.mlp import forward
-from npmeta.objective import Risk
+from npmeta.bilevel.objective import Risk
+from npmeta.network.mlp import forward
 from npmeta.tasks import TaskBatch
 from npmeta.verification.given import ROUNDINGS, Given, layers, tiny_step
 

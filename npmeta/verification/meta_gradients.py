@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, unmasked
+from npmeta._support.validation import Array, unmasked
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
-from npmeta.distances import norm
-from npmeta.objective import Objective, Risk
+from npmeta.bilevel.objective import Objective, Risk
+from npmeta.network.distances import norm
 from npmeta.tasks import TaskBatch
 from npmeta.verification.kinks import at_kinks
 from npmeta.verification.oracle import Reference, meta_gradient

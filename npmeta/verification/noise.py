@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from npmeta._validation import Array
-from npmeta.activations import Activation
+from npmeta._support.validation import Array
 from npmeta.algorithms import MAML
-from npmeta.mlp import MLP
+from npmeta.network.activations import Activation
+from npmeta.network.mlp import MLP
 from npmeta.tasks import TaskBatch
 from npmeta.verification.computation import evaluate
 from npmeta.verification.problem import Problem

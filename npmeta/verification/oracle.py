@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._validation import Array, as_precision, lookup
+from npmeta._support.validation import Array, as_precision, lookup
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters, named
-from npmeta.objective import Batch, Objective
+from npmeta.bilevel.objective import Batch, Objective
 from npmeta.tasks import TaskBatch
 from npmeta.verification.differences import Difference, differentiate
 from npmeta.verification.given import Given, check_maml, tiny_step, value_and_gradient

@@ -6,8 +6,9 @@ With any mean M, and :math:`M^\top` its adjoint (means may be of some rows and f
           \hat z = (z - \mu)/\sigma, \qquad \dot\sigma = \kappa M(\hat z \circ \dot z),
           \quad \kappa = k\sigma/s,
 
-in place of :mod:`npmeta.normalisation`'s, where M is the mean over the rows of a task or over the units
-of a row, k = 1 and ε″ = 0. With statistics that are constants there is no M in the differential.
+in place of :mod:`npmeta.network.normalisation`'s, where M is the mean over the rows of a task or
+over the units of a row, k = 1 and ε″ = 0. With statistics that are constants there is no M in the
+differential.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npmeta._validation import Array
-from npmeta.activations import Activation
-from npmeta.losses import Loss, LossAt
-from npmeta.mlp import MLP, forward
-from npmeta.normalisation import EPS, Normalised, Standardised, _rows
-from npmeta.objective import Risk
-from npmeta.parts import PreActivation
-from npmeta.weights import Layer, OuterSum
+from npmeta._support.validation import Array
+from npmeta.bilevel.objective import Risk
+from npmeta.network.activations import Activation
+from npmeta.network.losses import Loss, LossAt
+from npmeta.network.mlp import MLP, forward
+from npmeta.network.normalisation import EPS, Normalised, Standardised, _rows
+from npmeta.network.parts import PreActivation
+from npmeta.network.weights import Layer, OuterSum
 
 __all__ = ["Norm", "OtherNorm", "Statistics", "first_rows", "fresh", "running", "statistics_of"]
 

@@ -9,11 +9,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._validation import Array, DType, as_parameters, check_finite, shown
-from npmeta.adaptation import StepSizes
+from npmeta._support.validation import Array, DType, as_parameters, check_finite, shown
 from npmeta.algorithms import MAML
-from npmeta.mlp import MLP
-from npmeta.objective import Batch, Risk
+from npmeta.bilevel.adaptation import StepSizes
+from npmeta.bilevel.objective import Batch, Risk
+from npmeta.network.mlp import MLP
 from npmeta.tasks import TaskBatch
 from npmeta.verification.given import check_maml
 from npmeta.verification.spans import Spans

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from npmeta.normalisation import EPS
+from npmeta.network.normalisation import EPS
 
 __all__ = ["Backward", "Forward", "Recipe"]
 

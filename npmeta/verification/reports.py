@@ -23,7 +23,7 @@ from enum import Enum
 
 import numpy as np
 
-from npmeta._validation import Array
+from npmeta._support.validation import Array
 
 __all__ = ["Finding", "Report", "Verdict", "judge", "worst"]
 

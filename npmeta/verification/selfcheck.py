@@ -11,12 +11,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array
-from npmeta.activations import ACTIVATIONS
+from npmeta._support.validation import Array
 from npmeta.algorithms import MAML
-from npmeta.losses import LOSSES
-from npmeta.mlp import MLP
-from npmeta.objective import Risk
+from npmeta.bilevel.objective import Risk
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
+from npmeta.network.mlp import MLP
 from npmeta.tasks import TaskBatch
 from npmeta.verification.checks import (
     check_batched,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._validation import Array
-from npmeta.mlp import MLP
-from npmeta.objective import Batch, Risk
+from npmeta._support.validation import Array
+from npmeta.bilevel.objective import Batch, Risk
+from npmeta.network.mlp import MLP
 
 __all__ = ["Spans"]
 

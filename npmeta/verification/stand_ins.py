@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from npmeta._validation import Array
-from npmeta.activations import Activation
-from npmeta.losses import Loss, LossAt
-from npmeta.softmax import relative_to_largest, softmax, through_softmax
+from npmeta._support.validation import Array
+from npmeta.network.activations import Activation
+from npmeta.network.losses import Loss, LossAt
+from npmeta.network.softmax import relative_to_largest, softmax, through_softmax
 
 __all__ = ["GELU_BY_TANH", "SOFTMAX_TWICE"]
 

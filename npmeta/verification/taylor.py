@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._validation import Array, as_generator
-from npmeta.distances import norm
+from npmeta._support.validation import Array, as_generator
+from npmeta.network.distances import norm
 from npmeta.verification.callables import SAFETY, Function, ValueAndGradient, derivative_bar, why_wide
 from npmeta.verification.differences import Difference, differentiate, roughness
 from npmeta.verification.reports import Finding, Report, Verdict, judge

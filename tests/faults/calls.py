@@ -115,11 +115,13 @@ def _values() -> list[Any]:
 
 def _calls(folder: Path) -> Iterator[Call]:
     import npmeta as nm
-    from npmeta import algorithms, interop, losses, optimizers, tasks, verification
+    from npmeta import algorithms, interop, tasks, verification
     from npmeta.algorithms import IMAML, MAML, MAMLPlusPlus
+    from npmeta.bilevel import optimizers
+    from npmeta.bilevel.vector_objectives import Quadratic
     from npmeta.estimators import MetaEstimator
-    from npmeta.parallel import Sharded
-    from npmeta.vector_objectives import Quadratic
+    from npmeta.network import losses
+    from npmeta.training.parallel import Sharded
     from npmeta.verification import faults, golden
 
     rng = np.random.default_rng(0)

@@ -78,8 +78,8 @@ def prepare(folder: Path) -> State:
 
 def _subjects(folder: Path) -> Iterator[Subject]:
     import npmeta as nm
-    from npmeta.config import Config
-    from npmeta.runs import Checkpoint, Run
+    from npmeta.cli.config import Config
+    from npmeta.cli.runs import Checkpoint, Run
     from npmeta.tasks import Encoding, Omniglot, Table, drawings, read_image
     from npmeta.tasks.columns import read_columns
     from npmeta.verification import golden, golden_files, golden_suite, golden_tensors
@@ -291,7 +291,7 @@ def _whole(subject: Subject, folder: Path) -> Any:
 
 
 def _command(command: Command, rng: random.Random, folder: Path) -> str | None:
-    from npmeta.cli import main
+    from npmeta.cli.main import main
 
     shutil.copytree(command.start, folder, dirs_exist_ok=True)
     file = folder / command.file

@@ -169,7 +169,7 @@ def _become(
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), "utf-8", write_through=True)
         points = _Points(kill, full, room)
         _instrument(folder, points)
-        from npmeta.cli import main
+        from npmeta.cli.main import main
 
         status = main(words)
         sys.stdout.flush()

@@ -125,7 +125,12 @@ SCENARIOS = (
 def ready() -> None:
     """Import for all children of this process, and have golden suites of three cases: all take long."""
     # The first import of font_manager may write a cache of its own.
-    for name in ("matplotlib.font_manager", "npmeta.cli", "npmeta.commands", "npmeta.plots"):
+    for name in (
+        "matplotlib.font_manager",
+        "npmeta.cli.main",
+        "npmeta.cli.commands",
+        "npmeta.cli.plots",
+    ):
         import_module(name)
     golden_suite = import_module("npmeta.verification.golden_suite")
     golden_suite.SETTINGS = golden_suite.SETTINGS[:3]

@@ -9,8 +9,8 @@ import itertools
 import numpy as np
 import pytest
 
-from npmeta.activations import ACTIVATIONS
-from npmeta.losses import LOSSES
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
 from tests.helpers import (
     DEPTHS,
     KINDS,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from npmeta.activations import ACTIVATIONS
-from npmeta.losses import LOSSES
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
 from tests.helpers import (
     DEPTHS,
     KINDS,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
-from npmeta.normalisation import EPS, NORMS
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.normalisation import EPS, NORMS
 from tests.helpers import assert_close
 from tests.test_normalisation import CHOICES, normalised
 

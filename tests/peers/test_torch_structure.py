@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
+from npmeta.network.activations import ACTIVATIONS
 from tests.helpers import assert_close
 from tests.test_structure import assert_parts_close, structured
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.activations import ACTIVATIONS
-from npmeta.losses import LOSSES
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.losses import LOSSES
 from npmeta.verification import Verdict, check_gradient, check_meta_gradient, check_taylor
 from tests.helpers import Problem, problem
 from tests.test_verification_meta_gradients import scaled

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from npmeta.activations import ACTIVATIONS
+from npmeta.network.activations import ACTIVATIONS
 from npmeta.verification.faults.base import Fault, Variant, always
 from npmeta.verification.problem import Problem
 

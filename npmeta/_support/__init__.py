@@ -1,0 +1,1 @@
+"""What every room stands on: the boundary's checks, files, reading, output, signals, memory, BLAS."""

@@ -1,0 +1,1 @@
+"""The command line: options, the registry of algorithms, configurations, runs, pictures, commands."""

@@ -1,0 +1,284 @@
+"""The configuration of a run, the file that records it, and the parts it is made into.
+
+Values come from four places, each going before the one above it: the defaults of the algorithm and the
+task, a preset, a TOML file, the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from npmeta._support.reading import SHORT, read_file
+from npmeta._support.validation import lookup, shown, unknown_name
+from npmeta.algorithms.base import MetaLearner
+from npmeta.bilevel.optimizers import Schedule, constant, cosine, step
+from npmeta.cli.options import TASKS
+from npmeta.cli.registry import ALGORITHMS, DEFAULT, OPTIONS, one_or_list, options_of
+from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
+
+__all__ = ["Config", "TaskDistribution"]
+
+TaskDistribution: TypeAlias = Sinusoid | Omniglot | Table
+
+
+class Config:
+    """The options of one run, complete and checked.
+
+    Parameters
+    ----------
+    task : {"sinusoid", "omniglot", "table"}
+    *layers : mapping
+        Values by option name, the later ones going before the earlier; what none has takes its
+        default.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown (with the nearest known one), a value is out of range, the algorithm
+        cannot be trained on the task, or an option is none of its own.
+    """
+
+    def __init__(self, task: str, *layers: Mapping[str, Any]) -> None:
+        lookup(task, dict.fromkeys(TASKS), "task")
+        self.task = task
+        named = [layer["algorithm"] for layer in layers if "algorithm" in layer]
+        algorithm = named[-1] if named else DEFAULT
+        self._options = [option for option in options_of(algorithm) if option.for_task(task)]
+        if task not in ALGORITHMS[algorithm].tasks:
+            known = ", ".join(ALGORITHMS[algorithm].tasks)
+            raise ValueError(f"{algorithm} cannot be trained on {task}; it is for {known}")
+        options = {option.name: option for option in self._options}
+        values = {name: option.default_for(task) for name, option in options.items()}
+        for layer in layers:
+            for name in layer:
+                if name not in options and any(
+                    option.name == name and option.for_task(task) for option in OPTIONS
+                ):
+                    raise ValueError(
+                        f"{algorithm} has no option {name!r}; npmeta list {algorithm} shows what it has"
+                    )
+                if name not in options and (of := _tasks_with(name)):
+                    raise ValueError(
+                        f"unknown option of {task} runs {name!r}: it is one of {' and '.join(of)} runs"
+                    )
+                if name not in options:
+                    raise unknown_name(name, list(options), f"option of {task} runs")
+            values.update(layer)
+        self.values: dict[str, Any] = {
+            name: options[name].check(value) if value is not None else None
+            for name, value in values.items()
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def with_values(self, **values: Any) -> Config:
+        """The same with some values replaced."""
+        return Config(self.task, self.values, values)
+
+    # --- the file -----------------------------------------------------------------------------------
+
+    def to_toml(self) -> str:
+        """The file that reproduces the run: ``npmeta train --config FILE``."""
+        lines = [f"# npmeta {_version()}", f"task = {json.dumps(self.task)}"]
+        section = ""
+        for option in self._options:
+            value = self.values[option.name]
+            if value is None:
+                continue
+            if option.section != section:
+                section = option.section
+                lines += ["", f"[{section}]"]
+            shown = one_or_list(value) if isinstance(value, list) else value
+            lines.append(f"{option.name} = {_toml_value(shown)}")
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def read_toml(path: Path) -> tuple[str | None, dict[str, Any]]:
+        """Task and values of a file, each checked by itself.
+
+        Raises
+        ------
+        ValueError
+            If the file is missing, is not TOML, or has an option in a section that is not its own, or
+            of a value that it cannot have.
+        """
+        try:
+            content = read_file(path, SHORT)
+        except FileNotFoundError:
+            raise ValueError(f"no such file: {path}") from None
+        try:
+            parsed = _parsed(content.decode("utf-8-sig"))  # editors put a byte order mark in front
+        except (ValueError, RecursionError, OverflowError) as error:
+            raise ValueError(f"{path} is not a TOML file: {error}") from None
+        sections = {option.name: option.section for option in OPTIONS}
+        checks = {option.name: option.check for option in OPTIONS}
+        task = parsed.pop("task", None)
+        values: dict[str, Any] = {}
+        for key, value in parsed.items():
+            entries = value if isinstance(value, dict) else {key: value}
+            section = key if isinstance(value, dict) else ""
+            if section and section not in sections.values():
+                raise ValueError(f"{path}: {unknown_name(section, _sections(), 'section')}")
+            for name, entry in entries.items():
+                if name not in sections:
+                    raise ValueError(f"{path}: {unknown_name(name, list(sections), 'option')}")
+                if sections[name] != section:
+                    place = (
+                        f"section [{sections[name]}]"
+                        if sections[name]
+                        else "the top, above all sections"
+                    )
+                    raise ValueError(f"{path}: {name} belongs in {place}")
+                try:
+                    values[name] = checks[name](entry)
+                except ValueError as error:
+                    raise ValueError(f"{path}: {error}") from None
+        return task, values
+
+    # --- the parts ----------------------------------------------------------------------------------
+
+    def tasks(self, encoding: Encoding | None = None) -> TaskDistribution:
+        """The task distribution; reads the data, and compares its checksum with the recorded one.
+
+        A table that is to be read as another was takes that one's encoding.
+        """
+        v = self.values
+        if self.task == "sinusoid":
+            ranges = {name: tuple(v[name]) for name in ("amplitude", "phase", "frequency", "x")}
+            return Sinusoid(v["shots"], v["queries"], noise=v["noise"], **ranges)
+        if v["data"] is None:
+            raise ValueError(f"{self.task} needs the path of its data: --data PATH")
+        tasks: Omniglot | Table
+        if self.task == "omniglot":
+            tasks = Omniglot(
+                v["data"],
+                ways=v["ways"],
+                shots=v["shots"],
+                queries=v["queries"],
+                rotations=v["rotations"],
+                align=v["align"],
+                distort=v["distort"],
+                split_by=v["split_by"],
+                split_seed=v["split_seed"],
+                fractions=tuple(v["fractions"]),
+            )
+        else:
+            tasks = Table(
+                v["data"],
+                shots=v["shots"],
+                queries=v["queries"],
+                task=v["task_column"],
+                target=v["target_column"],
+                features=v["feature_columns"],
+                kind=v["target_kind"],
+                standardise=v["standardise"],
+                split_seed=v["split_seed"],
+                fractions=tuple(v["fractions"]),
+                encoding=encoding,
+            )
+        if v["checksum"] not in (None, tasks.checksum):
+            raise ValueError(
+                f"{v['data']} is not the data this run was made with: its SHA-256 is "
+                f"{tasks.checksum}, expected {v['checksum']}"
+            )
+        return tasks
+
+    def algorithm(self, n_in: int, n_out: int) -> MetaLearner:
+        """The algorithm for tasks with so many inputs and outputs."""
+        return ALGORITHMS[self["algorithm"]].make(n_in, n_out, self.values)
+
+    @property
+    def loss_name(self) -> str:
+        """What reports and pictures call the loss."""
+        name: str = self.values.get("pair_loss", self["loss"])
+        return name
+
+    @property
+    def inner_steps(self) -> bool:
+        """Whether the algorithm takes any."""
+        return ALGORITHMS[self["algorithm"]].inner_steps
+
+    def schedule(self) -> Schedule:
+        """The schedule of the outer learning rate."""
+        v = self.values
+        if v["schedule"] == "step":
+            return step(v["schedule_every"], v["schedule_factor"])
+        if v["schedule"] == "cosine":
+            return cosine(v["iterations"], v["schedule_floor"])
+        return constant()
+
+
+def _toml_value(value: Any) -> str:
+    """JSON is TOML for numbers, booleans, lists and strings; only TOML wants DEL escaped too."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _tasks_with(name: str) -> list[str]:
+    found = [option for option in OPTIONS if option.name == name]
+    return [task for task in TASKS if any(option.for_task(task) for option in found)]
+
+
+def _sections() -> list[str]:
+    return sorted({option.section for option in OPTIONS if option.section})
+
+
+def _version() -> str:
+    from npmeta import __version__
+
+    return __version__
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """A TOML document, by the standard library from Python 3.11 on, or by tomli if that is there.
+
+    Without either, :func:`_plain_toml` reads what npmeta itself writes.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    for module in ("tomllib", "tomli"):
+        with suppress(ImportError):
+            found: dict[str, Any] = import_module(module).loads(text)
+            return found
+    return _plain_toml(text)
+
+
+def _plain_toml(text: str) -> dict[str, Any]:
+    """A document of comments, ``[section]`` and ``name = value``, with values as JSON has them."""
+    document: dict[str, Any] = {}
+    section = document
+    for number, line in enumerate(text.splitlines(), start=1):
+        content = line.strip()
+        if not content or content.startswith("#"):
+            continue
+        head = re.fullmatch(r"\[([A-Za-z0-9_-]+)\]\s*(#.*)?", content)
+        entry = re.fullmatch(r"([A-Za-z0-9_-]+)\s*=\s*(.+)", content)
+        try:
+            if head and head[1] not in document:
+                section = document[head[1]] = {}
+            elif entry and entry[1] not in section:
+                section[entry[1]] = _plain_value(entry[2])
+            else:
+                raise ValueError(f"{shown(content)} is neither a new [section] nor a new name = value")
+        except ValueError as error:
+            raise ValueError(
+                f"line {number}: {error} (Python 3.10 reads more than what npmeta writes with tomli: "
+                f"pip install tomli)"
+            ) from None
+    return document
+
+
+def _plain_value(text: str) -> Any:
+    value, end = json.JSONDecoder().raw_decode(text)
+    if re.fullmatch(r"\s*(#.*)?", text[end:]) is None or value is None or isinstance(value, dict):
+        raise ValueError(f"{shown(text)} is no plain value")
+    return value

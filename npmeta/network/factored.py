@@ -1,0 +1,385 @@
+r"""Weights that are never multiplied out: a matrix shared by all tasks, and each task's thin factors.
+
+After s inner steps a task's weights differ from the shared ones by a short sum of outer products,
+
+.. math:: W_s = \kappa W + \sum_i c_i \, \mathrm{left}_i^\top \mathrm{right}_i, \qquad
+          b_s = \kappa b + \sum_i c_i m_i \, \mathrm{right}_i,
+
+one term for each row of each step. κ is 1 unless weights decay; the markers :math:`m_i` are 1 for rows
+the bias sees and 0 for the others. The passes never ask for :math:`W_s`, only for its action on thin
+matrices h and d. That costs one product with W for the rows of all tasks together, and two thin ones
+for each task:
+
+.. math:: h W_s + b_s &= \kappa (h W + b)
+          + \bigl[(h \, \mathrm{left}^\top + 1 m^\top) \circ c\bigr] \mathrm{right}, \\
+          d W_s^\top &= \kappa \, d W^\top
+          + \bigl[(d \, \mathrm{right}^\top) \circ c\bigr] \mathrm{left}.
+
+A cotangent is held in the same way and has no W; its mean over tasks, a sum of outer products over all
+tasks and rows, is one matrix product.
+
+The matrices in round brackets are inner products of rows, and every one of them is made once. On its
+way forward each row meets the factors of the steps before it. The adjoint asks for the same numbers
+from the other side: its factors are the rows that came later.
+
+The first layer has a class of its own. The rows it sees never change, so each step adds to the right
+factor of the same left one, and the products of the inputs, with W and with each other, are made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from npmeta._support.validation import Array
+from npmeta.network.weights import Dense, OuterSum, Scale, Shared, Term, paired, product, row_sum, total
+
+__all__ = ["Factored", "FactoredBase", "FactoredInput", "InputBase", "InputProducts"]
+
+# --- any layer but the first ----------------------------------------------------------------------
+
+#: Rows ``(T, n, width)``, and whether the bias sees them.
+_Part: TypeAlias = tuple[Array, bool]
+
+
+class Grams:
+    """Inner products of rows, each made once.
+
+    A set of rows is known by being the same array, which is kept here, and so cannot be another one
+    at the same place in memory.
+    """
+
+    def __init__(self) -> None:
+        # By the rows h: h, where the rows it met stand in the product, and the product.
+        self._made: dict[tuple[int, bool], tuple[Array, dict[tuple[int, bool], slice], Array]] = {}
+        self._alive: list[Sequence[_Part]] = []
+
+    def product(self, h: _Part, parts: Sequence[_Part]) -> Array:
+        """``h partsᵀ + m m'ᵀ``: m is 1 where the bias sees the rows of h, m' where those of a part."""
+        blocks = [self._turned(part, h) for part in parts]
+        known = [block for block in blocks if block is not None]
+        if len(known) == len(parts):
+            return known[0] if len(known) == 1 else np.concatenate(known, axis=-1)
+        gram = product(h[0], _joined([part for part, _ in parts]).swapaxes(-1, -2))
+        places, start = {}, 0
+        for part, on_bias in parts:
+            place = slice(start, start + part.shape[1])
+            if h[1] and on_bias:
+                gram[..., place] += 1
+            places[id(part), on_bias] = place
+            start = place.stop
+        self._made.setdefault((id(h[0]), h[1]), (h[0], places, gram))
+        self._alive.append(parts)
+        return gram
+
+    def _turned(self, part: _Part, h: _Part) -> Array | None:
+        """The product of h with a part, if it was made as that of the part with h."""
+        made = self._made.get((id(part[0]), part[1]))
+        place = None if made is None else made[1].get((id(h[0]), h[1]))
+        if made is None or place is None:
+            return None
+        turned: Array = made[2][..., place].swapaxes(-1, -2)
+        return turned
+
+
+class Factored:
+    """A layer for each task whose inputs change from step to step.
+
+    Parameters
+    ----------
+    terms : sequence of Term
+        The outer products.
+    coefficients : sequence of float
+        c, one for the rows of each term.
+    grams : pair of Grams
+        Inner products with left factors and with right ones.
+    base : Shared or None
+        W and b; None for a direction.
+    kept : float
+        κ.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        coefficients: Sequence[float],
+        grams: tuple[Grams, Grams],
+        base: Shared | None = None,
+        kept: float = 1.0,
+    ) -> None:
+        self.terms, self.coefficients = terms, coefficients
+        self.grams, self.base, self.kept = grams, base, kept
+
+    def descend(
+        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
+    ) -> Factored:
+        factor, kept = _numbers(scale, shrink)
+        old = self.coefficients if kept == 1 else [kept * c for c in self.coefficients]
+        return Factored(
+            (*self.terms, *gradient.terms),
+            (*old, *[-factor] * len(gradient.terms)),
+            self.grams,
+            self.base,
+            kept * self.kept,
+        )
+
+    def cotangent(self, gradient: OuterSum) -> Factored:
+        return _direction(gradient, self.grams)
+
+    def scaled(self, scale: Scale) -> Factored:
+        factor = scale[0]
+        return Factored(
+            self.terms,
+            [factor * c for c in self.coefficients],
+            self.grams,
+            self.base,
+            factor * self.kept,
+        )
+
+    def dot(self, gradient: OuterSum) -> Array:
+        return paired(self, gradient)
+
+    # --- as a layer
+
+    def act(self, h: Array) -> Array:
+        return self._out_of_right((h, True), None if self.base is None else self.base.act(h))
+
+    def act_linear(self, h: Array) -> Array:
+        return self._out_of_right((h, False), None if self.base is None else self.base.act_linear(h))
+
+    def act_transposed(self, d: Array) -> Array:
+        parts = [(term.right, False) for term in self.terms]
+        gram = self.grams[1].product((d, False), parts)
+        own = product(self._weighed(gram), _joined([term.left for term in self.terms]))
+        return self._sum(own, None if self.base is None else self.base.act_transposed(d))
+
+    def _out_of_right(self, h: _Part, shared: Array | None) -> Array:
+        """``κ shared + [(h leftᵀ + 1 mᵀ) ∘ c] right``."""
+        parts = [(term.left, term.on_bias) for term in self.terms]
+        gram = self.grams[0].product(h, parts)
+        own = product(self._weighed(gram), _joined([term.right for term in self.terms]))
+        return self._sum(own, shared)
+
+    def _weighed(self, gram: Array) -> Array:
+        """``gram ∘ c``."""
+        if len(set(self.coefficients)) == 1:
+            return gram * self.coefficients[0]
+        rows = [term.left.shape[1] for term in self.terms]
+        weighed: Array = gram * np.repeat(np.array(self.coefficients, dtype=gram.dtype), rows)
+        return weighed
+
+    def _sum(self, own: Array, shared: Array | None) -> Array:
+        if shared is not None:
+            own += shared if self.kept == 1 else self.kept * shared
+        return own
+
+    # --- as numbers
+
+    def flat(self) -> Array:
+        return _flat(self._weighed_terms(), self.base, self.kept)
+
+    def task_mean(self) -> Array:
+        # Terms that the bias sees, joined, and the others: two large products and not 2 S + 1.
+        terms = self._weighed_terms()
+        kinds = [[term for term in terms if term.on_bias is seen] for seen in (True, False)]
+        return _task_mean([_together(kind) for kind in kinds if kind], self.base, self.kept)
+
+    def _weighed_terms(self) -> list[Term]:
+        """The terms, coefficients included."""
+        pairs = zip(self.terms, self.coefficients, strict=True)
+        return [Term(left, c * right, on_bias) for (left, right, on_bias), c in pairs]
+
+
+def _direction(gradient: OuterSum, grams: tuple[Grams, Grams]) -> Factored:
+    return Factored(gradient.terms, [1.0] * len(gradient.terms), grams)
+
+
+@dataclass(frozen=True)
+class FactoredBase(Shared):
+    """A layer that all tasks still share, and that becomes :class:`Factored` by descending."""
+
+    def descend(
+        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
+    ) -> Factored:
+        factor, kept = _numbers(scale, shrink)
+        minus = [-factor] * len(gradient.terms)
+        return Factored(gradient.terms, minus, (Grams(), Grams()), self, kept)
+
+    def cotangent(self, gradient: OuterSum) -> Factored:
+        return _direction(gradient, (Grams(), Grams()))
+
+
+def _numbers(scale: Scale | None, shrink: Scale | None) -> tuple[float, float]:
+    """The factor on the new terms, and what is kept of the old ones: step sizes are numbers here."""
+    return 1.0 if scale is None else scale[0], 1.0 if shrink is None else 1.0 - shrink[0]
+
+
+# --- the first layer --------------------------------------------------------------------------------
+
+
+class InputProducts:
+    """The products of the inputs that all points and directions of one meta-gradient need, made once.
+
+    A set of inputs is known by being the same array, which is kept here.
+    """
+
+    def __init__(self) -> None:
+        self._with_weights: dict[int, tuple[Array, Array]] = {}
+        self._grams: dict[tuple[int, int], tuple[Array, Array, Array]] = {}
+
+    def with_weights(self, x: Array, base: Shared) -> Array:
+        """``x W + b``."""
+        if id(x) not in self._with_weights:
+            self._with_weights[id(x)] = x, Shared.act(base, x)
+        return self._with_weights[id(x)][1]
+
+    def gram(self, x: Array, other: Array) -> Array:
+        """``x otherᵀ + 1``: the bias sees every row."""
+        if (id(x), id(other)) not in self._grams:
+            gram = x @ other.swapaxes(-1, -2) + 1
+            self._grams[id(x), id(other)] = x, other, gram
+            self._grams[id(other), id(x)] = other, x, gram.swapaxes(-1, -2)
+        return self._grams[id(x), id(other)][2]
+
+
+@dataclass(frozen=True)
+class InputBase(Shared):
+    """A first layer that all tasks still share, and that becomes :class:`FactoredInput`."""
+
+    products: InputProducts = field(default_factory=InputProducts)
+
+    def act(self, h: Array) -> Array:
+        return self.products.with_weights(h, self)
+
+    def descend(
+        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
+    ) -> FactoredInput:
+        factor, kept = _numbers(scale, shrink)
+        return FactoredInput({}, self.products, self, kept)._plus(gradient.terms, -factor)
+
+    def cotangent(self, gradient: OuterSum) -> FactoredInput:
+        return FactoredInput({}, self.products)._plus(gradient.terms, 1.0)
+
+
+class FactoredInput:
+    """A first layer for each task.
+
+    Parameters
+    ----------
+    terms : dict
+        By identity of the inputs: the inputs ``(T, rows, n_in)`` and their right factor
+        ``(T, rows, n_out)``, coefficients included. There are two at most, support and query.
+    products : InputProducts
+    base : Shared or None
+    kept : float
+    """
+
+    def __init__(
+        self,
+        terms: dict[int, tuple[Array, Array]],
+        products: InputProducts,
+        base: Shared | None = None,
+        kept: float = 1.0,
+    ) -> None:
+        self.terms, self.products, self.base, self.kept = terms, products, base, kept
+
+    def _plus(self, terms: Sequence[Term], coefficient: float) -> FactoredInput:
+        """``self + coefficient · terms``."""
+        merged = dict(self.terms)
+        for term in terms:
+            new = term.right if coefficient == 1 else coefficient * term.right
+            _, old = merged.get(id(term.left), (None, None))
+            merged[id(term.left)] = term.left, new if old is None else old + new
+        return FactoredInput(merged, self.products, self.base, self.kept)
+
+    def descend(
+        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
+    ) -> FactoredInput:
+        factor, kept = _numbers(scale, shrink)
+        shrunk = self if kept == 1 else self.scaled((kept, kept))
+        return shrunk._plus(gradient.terms, -factor)
+
+    def cotangent(self, gradient: OuterSum) -> FactoredInput:
+        return FactoredInput({}, self.products)._plus(gradient.terms, 1.0)
+
+    def scaled(self, scale: Scale) -> FactoredInput:
+        factor = scale[0]
+        terms = {key: (x, factor * right) for key, (x, right) in self.terms.items()}
+        return FactoredInput(terms, self.products, self.base, factor * self.kept)
+
+    def dot(self, gradient: OuterSum) -> Array:
+        return paired(self, gradient)
+
+    # --- as a layer
+
+    def act(self, h: Array) -> Array:
+        own = total(self.products.gram(h, x) @ right for x, right in self._factors)
+        return self._sum(own, None if self.base is None else self.base.act(h))
+
+    def act_linear(self, h: Array) -> Array:
+        own = total((self.products.gram(h, x) - 1) @ right for x, right in self._factors)
+        return self._sum(own, None if self.base is None else self.base.act_linear(h))
+
+    def act_transposed(self, d: Array) -> Array:
+        own = total((d @ right.swapaxes(-1, -2)) @ x for x, right in self._factors)
+        return self._sum(own, None if self.base is None else self.base.act_transposed(d))
+
+    @property
+    def _factors(self) -> Iterable[tuple[Array, Array]]:
+        return self.terms.values()
+
+    def _sum(self, own: Array, shared: Array | None) -> Array:
+        if shared is not None:
+            own += shared if self.kept == 1 else self.kept * shared
+        return own
+
+    # --- as numbers
+
+    def flat(self) -> Array:
+        return _flat(self._as_terms(), self.base, self.kept)
+
+    def task_mean(self) -> Array:
+        return _task_mean(self._as_terms(), self.base, self.kept)
+
+    def _as_terms(self) -> list[Term]:
+        return [Term(x, right, True) for x, right in self.terms.values()]
+
+
+# --- as numbers -----------------------------------------------------------------------------------
+
+
+def _flat(terms: Sequence[Term], base: Shared | None, kept: float) -> Array:
+    """``kept · base + terms``, multiplied out for each task."""
+    layer = OuterSum(tuple(terms)).dense()
+    if base is None:
+        return layer.flat()
+    return Dense(layer.W + kept * base.W, layer.b + kept * base.b).flat()
+
+
+def _task_mean(terms: Sequence[Term], base: Shared | None, kept: float) -> Array:
+    """The mean over tasks: of sums over rows, it is one product over all rows of all tasks."""
+    T = len(terms[0].left)
+    W = total(_rows(term.left).T @ _rows(term.right) for term in terms) / T
+    b = total(row_sum(_rows(term.right)) for term in terms if term.on_bias) / T
+    if base is None:
+        return Shared(W, b).flat()
+    return Shared(W + kept * base.W, b + kept * base.b).flat()
+
+
+def _together(terms: Sequence[Term]) -> Term:
+    """Terms that the bias sees all, or none, as one."""
+    left, right, on_bias = zip(*terms, strict=True)
+    return Term(_joined(left), _joined(right), on_bias[0])
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """Rows ``(T, n, width)`` one below the other."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _rows(factor: Array) -> Array:
+    """``(T, n, width)`` as ``(T·n, width)``."""
+    return factor.reshape(-1, factor.shape[-1])

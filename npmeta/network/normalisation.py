@@ -1,0 +1,160 @@
+r"""Normalisation between a hidden layer and its activation, with the differential of both passes.
+
+.. math:: \hat z = (z - \mu)/\sigma, \qquad
+          \sigma^2 = \operatorname{mean}\bigl((z - \mu)^2\bigr) + \epsilon, \qquad
+          u = \gamma \circ \hat z + \beta, \qquad a = f(u).
+
+The means μ and "mean" are over the rows of one task, for each unit by itself, in batch normalisation
+(Ioffe & Szegedy 2015), and over the units of a layer, for each row by itself, in layer normalisation
+(Ba, Kiros & Hinton 2016). All else is the same in both.
+
+Batch normalisation has no memory here: the statistics are those of the rows at hand, of the support set
+on the support pass and of the query set on the query pass. So the output for one query row depends on
+the other query rows: predictions are transductive.
+
+Scale γ and shift β are parameters of the block, after W and b. Inner steps move them as they move
+weights, or do not (:mod:`npmeta.network.parts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npmeta._support.validation import Array
+from npmeta.network.parts import Parted, PreActivation, Scheduled, Unmoved, gradient_of, values_of
+from npmeta.network.weights import OuterSum, Vector, row_sum
+
+__all__ = ["EPS", "NORMS", "Normalised", "Standardised"]
+
+#: ε. Where all z are the same, σ is its root and ẑ is 0.
+EPS = 1e-5
+
+
+def _over_rows(v: Array) -> Array:
+    """The mean over a task's rows, ``(T, 1, n)``."""
+    mean: Array = row_sum(v)[..., None, :] / v.shape[-2]
+    return mean
+
+
+def _over_units(v: Array) -> Array:
+    """The mean over a layer's units, ``(T, rows, 1)``."""
+    mean: Array = (v @ np.ones(v.shape[-1], dtype=v.dtype))[..., None] / v.shape[-1]
+    return mean
+
+
+#: The mean of each normalisation.
+NORMS: dict[str, Callable[[Array], Array]] = {"batch": _over_rows, "layer": _over_units}
+
+
+# --- the passes -----------------------------------------------------------------------------------
+
+
+class StandardisedDot(NamedTuple):
+    """The differential of a :class:`Standardised`."""
+
+    u: Array
+    z_hat: Array
+    sigma: Array
+    scale: Array
+
+
+class Standardised(PreActivation):
+    r"""z normalised. With
+
+    .. math:: P(v) = v - \operatorname{mean}(v) - \hat z \circ \operatorname{mean}(\hat z \circ v),
+
+    which is symmetric, and but for ε a projection, the Jacobian of ẑ is P/σ, on the way forward and on
+    the way back.
+    """
+
+    def __init__(self, block: Normalised, z: Array) -> None:
+        self.block, self.mean = block, NORMS[str(block.norm)]
+        centred = z - self.mean(z)
+        self.sigma = np.sqrt(self.mean(centred * centred) + EPS)
+        self.z_hat = centred / self.sigma
+        self.scale = _rows(block.scale)
+        self.u = self.scale * self.z_hat + _rows(block.shift)
+
+    def terms(self, of_z: Array) -> Array:
+        centred = (of_z + self.mean(of_z)) / np.abs(self.sigma)
+        return np.abs(self.scale) * centred + np.abs(_rows(self.block.shift))
+
+    def forward_dot(self, tangent: Normalised, z_dot: Array) -> StandardisedDot:
+        # σ̇ = mean((z − μ) ∘ ż)/σ;  u̇ = γ ∘ ẑ̇ + γ̇ ∘ ẑ + β̇
+        sigma_dot = self.mean(self.z_hat * z_dot)
+        z_hat_dot = (z_dot - self.mean(z_dot) - self.z_hat * sigma_dot) / self.sigma
+        scale_dot = _rows(tangent.scale)
+        u_dot = self.scale * z_hat_dot + scale_dot * self.z_hat + _rows(tangent.shift)
+        return StandardisedDot(u_dot, z_hat_dot, sigma_dot, scale_dot)
+
+    def backward(self, u_bar: Array) -> Array:
+        # ẑ-bar = γ ∘ ū;  δ = P(ẑ-bar)/σ
+        z_hat_bar = self.scale * u_bar
+        return self._projected(z_hat_bar) / self.sigma
+
+    def backward_dot(self, dot: StandardisedDot, u_bar: Array, delta: Array, u_bar_dot: Array) -> Array:
+        # σ δ = P(ẑ-bar), so σ̇ δ + σ δ̇ = P(ẑ-bar-dot) + Ṗ(ẑ-bar), and P has ẑ in it twice
+        z_hat_bar = self.scale * u_bar
+        z_hat_bar_dot = self.scale * u_bar_dot + dot.scale * u_bar
+        moved = self._projected(z_hat_bar_dot)
+        moved -= dot.z_hat * self.mean(self.z_hat * z_hat_bar)
+        moved -= self.z_hat * self.mean(dot.z_hat * z_hat_bar)
+        delta_dot: Array = (moved - dot.sigma * delta) / self.sigma
+        return delta_dot
+
+    def gradient(self, layer: OuterSum, u_bar: Array) -> Normalised:
+        # γ-bar = 1ᵀ (ū ∘ ẑ);  β-bar = 1ᵀ ū
+        return self._gradient(layer, row_sum(u_bar * self.z_hat), row_sum(u_bar))
+
+    def gradient_dot(
+        self, layer: OuterSum, dot: StandardisedDot, u_bar: Array, u_bar_dot: Array
+    ) -> Normalised:
+        by_scale = row_sum(u_bar_dot * self.z_hat + u_bar * dot.z_hat)
+        return self._gradient(layer, by_scale, row_sum(u_bar_dot))
+
+    def _projected(self, v: Array) -> Array:
+        projected: Array = v - self.mean(v) - self.z_hat * self.mean(self.z_hat * v)
+        return projected
+
+    def _gradient(self, layer: OuterSum, by_scale: Array, by_shift: Array) -> Normalised:
+        scale, shift = self.block.scale, self.block.shift
+        return Normalised(layer, gradient_of(scale, by_scale), gradient_of(shift, by_shift))
+
+
+# --- the parameters -------------------------------------------------------------------------------
+
+
+def _rows(held: Vector | Scheduled | Unmoved) -> Array:
+    """γ, or β, ``(n,)`` or ``(T, 1, n)``: what every row is multiplied by, or gets added."""
+    values = values_of(held)
+    return values if values.ndim == 1 else values[:, None, :]
+
+
+@dataclass(frozen=True)
+class Normalised(Parted):
+    """A hidden layer with its normalisation, in three parts: W and b, γ, β.
+
+    Attributes
+    ----------
+    scale, shift : Vector, Scheduled or Unmoved
+    norm : {"batch", "layer"}, or None in a gradient
+    """
+
+    scale: Any
+    shift: Any
+    norm: str | None = None
+
+    def between(self, z: Array) -> PreActivation:
+        return Standardised(self, z)
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.layer, self.scale, self.shift
+
+    def _of(self, parts: Iterable[Any]) -> Normalised:
+        layer, scale, shift = parts
+        return Normalised(layer, scale, shift, self.norm)

@@ -1,0 +1,1 @@
+"""Meta-training: the outer loop, and batches of tasks shared out among workers."""
