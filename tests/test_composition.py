@@ -22,7 +22,7 @@ from npmeta.algorithms import (
     StructuredMAML,
     Warp,
 )
-from npmeta.algorithms.gradient_steps import Adapts
+from npmeta.algorithms.adapts import Adapts
 from npmeta.network import activations, losses
 from npmeta.training.loop import NonFiniteError
 from npmeta.training.parallel import Sharded

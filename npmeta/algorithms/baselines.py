@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +17,9 @@ from npmeta._support.validation import (
     as_number,
     as_parameters,
 )
+from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, all_rows, check_steps, named
-from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared, task_mean
+from npmeta.algorithms.gradient_steps import GradientSteps, Prepared, task_mean
 from npmeta.bilevel.objective import Objective
 from npmeta.network import losses
 from npmeta.network.losses import Loss
@@ -57,11 +58,7 @@ class Joint(Adapts):
     learns_inner_lr = False
 
     def __post_init__(self) -> None:
-        arguments = (getattr(self, one.name) for one in fields(self) if one.init)
-        inner = GradientSteps.of(*arguments)
-        object.__setattr__(self, "inner", inner)
-        object.__setattr__(self, "inner_lr", inner.step_sizes)
-        object.__setattr__(self, "inner_weight_decay", inner.weight_decay)
+        self._hold()
 
     def of_tasks(self, problem: Prepared) -> MetaGradient:
         """The gradient of the loss on all rows, at theta."""
@@ -96,11 +93,7 @@ class Scratch(Adapts):
     learns_inner_lr = False
 
     def __post_init__(self) -> None:
-        arguments = (getattr(self, one.name) for one in fields(self) if one.init)
-        inner = GradientSteps.of(*arguments)
-        object.__setattr__(self, "inner", inner)
-        object.__setattr__(self, "inner_lr", inner.step_sizes)
-        object.__setattr__(self, "inner_weight_decay", inner.weight_decay)
+        self._hold()
 
     def of_tasks(self, problem: Prepared) -> MetaGradient:
         """The query loss of the trained networks, and zero."""

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, as_parameters
 from npmeta.algorithms import MAML, Scores, StructuredMAML
+from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaParameters, named
-from npmeta.algorithms.gradient_steps import Adapts
 from npmeta.bilevel.adaptation import StepSizes
 from npmeta.bilevel.objective import Risk
 from npmeta.network.mlp import MLP

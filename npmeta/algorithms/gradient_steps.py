@@ -2,42 +2,40 @@ r"""What algorithms that adapt by gradient steps are made of.
 
 :class:`GradientSteps` is the inner procedure: what is adapted, how far and how often, and the way back
 through it. :class:`Prepared` is what a meta-gradient depends on, checked once; it is all that goes from
-floor to floor. :class:`Adapts` has the methods that all such algorithms share. An algorithm holds the
-first, and says what it makes of a prepared batch; what it does not hold has no meaning for it.
+floor to floor. An algorithm holds the first, and says what it makes of a prepared batch; what it does
+not hold has no meaning for it. The methods that they share are in :mod:`npmeta.algorithms.adapts`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 
 from npmeta._support.memory import keep_freed_memory
 from npmeta._support.validation import (
     Array,
-    as_generator,
     as_number,
     as_parameters,
     check_finite,
     lookup,
     unmasked,
 )
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
+from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps
 from npmeta.bilevel.adaptation import StepSizes, adapt, inner_loop, pull_back
 from npmeta.bilevel.objective import Batch, Objective, Risk, as_objective
 from npmeta.bilevel.plan import FORMS, Plan, chunk_size, make_plan
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
-from npmeta.network.weights import Block, flatten, total
+from npmeta.network.weights import Block, total
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["Adapts", "GradientSteps", "Prepared", "task_mean"]
+__all__ = ["GradientSteps", "Prepared", "task_mean"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,188 +243,3 @@ class GradientSteps:
 def task_mean(blocks: Sequence[Block]) -> Array:
     """The mean over tasks of cotangents, ``(P,)``."""
     return np.concatenate([block.task_mean() for block in blocks])
-
-
-class Adapts(ABC):
-    """The methods of an algorithm that adapts by gradient steps. It has no state of its own.
-
-    A subclass has the steps as ``inner``, says in :attr:`learns_inner_lr` whether step sizes may be
-    among its meta-parameters, and in :meth:`of_tasks` what it makes of a prepared batch.
-    """
-
-    #: Whether "inner_lr" may stand beside "theta".
-    learns_inner_lr = True
-
-    #: How it adapts.
-    inner: GradientSteps
-
-    @property
-    def objective(self) -> Objective:
-        """``Risk(model, loss)``, or the objective that was passed."""
-        return self.inner.objective
-
-    @abstractmethod
-    def of_tasks(self, problem: Prepared) -> MetaGradient:
-        """:meth:`meta_gradient` of some of the tasks."""
-
-    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
-        """Initial meta-parameters: "theta", and "inner_lr" if it is learned.
-
-        Raises
-        ------
-        ValueError
-            If the model is an objective, which does not say how its parameters begin.
-        """
-        rng = as_generator(rng)
-        if not isinstance(self.objective, Risk):
-            raise ValueError("an objective has no initial parameters; pass your own theta")
-        params = {"theta": self.objective.init(rng, dtype)}
-        if getattr(self, "learn_inner_lr", False):
-            params["inner_lr"] = np.array(self.inner.step_sizes, dtype=dtype)
-        return params
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
-        """The mean query loss after adaptation and its exact gradient.
-
-        Parameters
-        ----------
-        params : array_like (P,), or mapping
-            theta; or "theta" with, optionally, "inner_lr" in any shape that ``inner_lr`` may have.
-        tasks : TaskBatch
-
-        Returns
-        -------
-        MetaGradient
-            ``.loss``, ``.grad (P,)``, ``.task_loss (T,)``; ``.grads`` has a gradient under the name
-            of every meta-parameter that was passed.
-
-        Raises
-        ------
-        ValueError
-            If shapes, labels or dtypes do not fit the model.
-        """
-        problem = self.inner.prepared(self._named(params), tasks)
-        parts = [self.of_tasks(part) for part in self.inner.chunks(problem)]
-        return parts[0] if len(parts) == 1 else MetaGradient.join(parts)
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def adapt(
-        self,
-        params: ArrayLike | MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        """Every task's parameters after adaptation.
-
-        Parameters
-        ----------
-        params : array_like (P,), or mapping
-        support_x : array_like, (T, K, n_in)
-        support_y : array_like, (T, K, n_out) or integer labels (T, K)
-        steps : int, optional
-            Inner steps, by default ``inner_steps``.
-
-        Returns
-        -------
-        ndarray, (T, P)
-        """
-        steps = self._steps(steps)
-        theta, alpha = self.inner.meta_parameters(self._named(params))
-        support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
-        point = self.inner.adapted(self.objective.hold(theta), support, alpha, steps)
-        phi = np.broadcast_to(flatten(point), (len(support[0]), self.objective.n_params))
-        return np.array(phi)
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def predict(
-        self,
-        params: ArrayLike | MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        query_x: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        """The adapted networks' outputs on query inputs, ``(T, Q, n_out)``.
-
-        Raises
-        ------
-        ValueError
-            If the model is an objective (adapt, and use its parameters), or shapes do not fit.
-        """
-        if not isinstance(self.objective, Risk):
-            raise ValueError("an objective makes no predictions; adapt, and use its parameters")
-        steps = self._steps(steps)
-        theta, alpha = self.inner.meta_parameters(self._named(params))
-        support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
-        x = self.objective.model.features(query_x, theta.dtype, "query_x")
-        if x.ndim != 3 or len(x) != len(support[0]):
-            raise ValueError(
-                f"query_x must have shape ({len(support[0])}, Q, n_in), as many tasks as "
-                f"support_x; got {x.shape}"
-            )
-        outputs = []
-        for part in self.inner.chunks(Prepared(theta, alpha, support, (x, x))):
-            start = self.inner.hold(part, steps, second_order=False)
-            point = self.inner.adapted(start, part.support, alpha, steps)
-            outputs.append(self.objective.outputs(point, part.query[0]))
-        return np.concatenate(outputs)
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def evaluate(
-        self,
-        params: ArrayLike | MetaParameters,
-        tasks: TaskBatch,
-        steps: int | None = None,
-    ) -> Scores:
-        """Query loss (and accuracy, for classes) of every task after 0, 1, .., ``steps`` steps.
-
-        Parameters
-        ----------
-        params : array_like (P,), or mapping
-        tasks : TaskBatch
-        steps : int, optional
-            By default ``inner_steps``. Steps beyond those trained for use the last one's step size.
-
-        Returns
-        -------
-        Scores
-            ``.loss (T, steps + 1)`` and ``.accuracy`` of that shape or None.
-        """
-        steps = self._steps(steps)
-        problem = self.inner.prepared(self._named(params), tasks)
-        return Scores.join([self.inner.scores(part, steps) for part in self.inner.chunks(problem)])
-
-    def plan(self, tasks: TaskBatch, params: ArrayLike | MetaParameters | None = None) -> Plan:
-        """How each layer will hold the tasks' weights in :meth:`meta_gradient`, and why.
-
-        Parameters
-        ----------
-        tasks : TaskBatch
-        params : array_like (P,), or mapping, optional
-            By default float64 parameters with our own ``inner_lr``.
-
-        Raises
-        ------
-        ValueError
-            If the model is no network, or the arguments would not do for :meth:`meta_gradient`.
-        """
-        if not isinstance(self.objective, Risk):
-            raise ValueError("an objective has no layers to plan for")
-        if params is None:
-            params = np.zeros(self.objective.n_params)
-        first, *_ = self.inner.chunks(self.inner.prepared(self._named(params), tasks))
-        return self.inner.plan(self.objective.model.widths, first)
-
-    def _named(self, params: ArrayLike | MetaParameters) -> MetaParameters:
-        """Meta-parameters by name, none of them unknown."""
-        params = named(params)
-        known = {"theta", "inner_lr"} if self.learns_inner_lr else {"theta"}
-        unknown = sorted(set(params) - known)
-        if unknown:
-            raise ValueError(f"{type(self).__name__} has no meta-parameter {unknown[0]!r}")
-        return params
-
-    def _steps(self, steps: int | None) -> int:
-        return check_steps(self.inner.steps if steps is None else steps, "steps")

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from numpy.typing import ArrayLike
 
-from npmeta._support.validation import check_flag
+from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaGradient
-from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared
+from npmeta.algorithms.gradient_steps import GradientSteps, Prepared
 from npmeta.bilevel.objective import Objective
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
@@ -87,20 +87,7 @@ class MAML(Adapts):
     inner: GradientSteps = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_flag(self.first_order, "first_order")
-        check_flag(self.learn_inner_lr, "learn_inner_lr")
-        inner = GradientSteps.of(
-            self.model,
-            self.loss,
-            self.inner_lr,
-            self.inner_steps,
-            self.inner_weight_decay,
-            self.weights,
-            second_order=not self.first_order,
-        )
-        object.__setattr__(self, "inner", inner)
-        object.__setattr__(self, "inner_lr", inner.step_sizes)
-        object.__setattr__(self, "inner_weight_decay", inner.weight_decay)
+        self._hold()
 
     def of_tasks(self, problem: Prepared) -> MetaGradient:
         """The meta-gradient of a prepared batch: adapt, score, and go back through the steps."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._support.validation import as_array, as_number, as_whole, check_flag
+from npmeta._support.validation import as_array, as_number, as_whole
+from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaGradient, check_steps
-from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared
+from npmeta.algorithms.gradient_steps import GradientSteps, Prepared
 from npmeta.bilevel.objective import Objective
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
@@ -68,20 +69,7 @@ class MAMLPlusPlus(Adapts):
             n_layers = self.model.n_layers if isinstance(self.model, MLP) else 1
             shape = max(self.inner_steps, 1), n_layers
             object.__setattr__(self, "inner_lr", np.full(shape, inner_lr))
-        check_flag(self.first_order, "first_order")
-        check_flag(self.learn_inner_lr, "learn_inner_lr")
-        inner = GradientSteps.of(
-            self.model,
-            self.loss,
-            self.inner_lr,
-            self.inner_steps,
-            self.inner_weight_decay,
-            self.weights,
-            second_order=not self.first_order,
-        )
-        object.__setattr__(self, "inner", inner)
-        object.__setattr__(self, "inner_lr", inner.step_sizes)
-        object.__setattr__(self, "inner_weight_decay", inner.weight_decay)
+        self._hold()
         for name in ("multi_step_iterations", "first_order_iterations"):
             as_whole(getattr(self, name), name)
         if self.step_weights is not None:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from npmeta._support.validation import Array, as_generator
+from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaGradient
-from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared
+from npmeta.algorithms.gradient_steps import GradientSteps, Prepared
 from npmeta.algorithms.maml import MAML
 from npmeta.bilevel.objective import Objective
 from npmeta.network.losses import Loss

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from npmeta._support.validation import as_number, as_whole
+from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaGradient, all_rows
-from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared, task_mean
+from npmeta.algorithms.gradient_steps import GradientSteps, Prepared, task_mean
 from npmeta.bilevel.adaptation import inner_loop
 from npmeta.bilevel.objective import Batch, Objective
 from npmeta.network.losses import Loss
@@ -60,10 +61,7 @@ class Reptile(Adapts):
     def __post_init__(self) -> None:
         as_number(self.inner_lr, "inner_lr of Reptile", "one positive number", lambda a: a > 0)
         as_whole(self.batch_rows, "batch_rows")
-        inner = GradientSteps.of(
-            self.model, self.loss, self.inner_lr, self.inner_steps, weights=self.weights
-        )
-        object.__setattr__(self, "inner", inner)
+        self._hold()
 
     def of_tasks(self, problem: Prepared) -> MetaGradient:
         """The sum of the gradients met on the way, of a prepared batch."""

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, as_number
+from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaGradient
-from npmeta.algorithms.gradient_steps import Adapts, GradientSteps, Prepared
+from npmeta.algorithms.gradient_steps import GradientSteps, Prepared
 from npmeta.algorithms.maml import MAML
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._support.validation import Array, as_parameters, shown
 from npmeta.algorithms import MAML
+from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaParameters, named
-from npmeta.algorithms.gradient_steps import Adapts
 from npmeta.bilevel.adaptation import StepSizes
 from npmeta.bilevel.objective import Batch, Objective, Risk
 from npmeta.network.weights import Dense, Layer
