@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from npmeta.verification import FAULTS, Doctor
-from npmeta.verification.computation import evaluate
-from npmeta.verification.golden_cases import GoldenCase
-from npmeta.verification.golden_families import SETTINGS
-from npmeta.verification.hypotheses import Hypothesis
+from npmeta.verification.doctor.computation import evaluate
+from npmeta.verification.doctor.explanations import Hypothesis
+from npmeta.verification.golden.families import SETTINGS
+from npmeta.verification.golden.maml import GoldenCase
 
 #: The doctor judges exact meta-gradients of MAML.
 SECOND_ORDER = [s for s in SETTINGS if s.algorithm == "maml" and not s.first_order]

@@ -17,7 +17,7 @@ import npmeta as nm
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.losses import LOSSES
 from npmeta.network.losses import get as get_loss
-from npmeta.verification import oracle
+from npmeta.verification.oracles import references as oracle
 
 H = 1e-30
 

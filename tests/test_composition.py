@@ -27,7 +27,7 @@ from npmeta.network import activations, losses
 from npmeta.training.loop import NonFiniteError
 from npmeta.training.parallel import Sharded
 from npmeta.verification import Verdict
-from npmeta.verification.golden_files import load_problem, save_problem
+from npmeta.verification.doctor.files import load_problem, save_problem
 from tests.helpers import assert_close, problem
 
 MODEL = nm.MLP([1, 5, 5, 1], "tanh")

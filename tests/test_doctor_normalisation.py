@@ -11,12 +11,14 @@ import pytest
 import npmeta as nm
 from npmeta.bilevel.objective import Risk
 from npmeta.network.normalisation import EPS
-from npmeta.verification import FAULTS, Doctor, computation, hypotheses
-from npmeta.verification.computation import evaluate, follow
-from npmeta.verification.faults.normalised import NORMALISED
-from npmeta.verification.hypotheses import Hypothesis, left_out, pairs, predictions, singles
-from npmeta.verification.other_norms import Norm, OtherNorm, fresh, running
-from npmeta.verification.recipe import Forward
+from npmeta.verification import FAULTS, Doctor
+from npmeta.verification.doctor import computation
+from npmeta.verification.doctor import explanations as hypotheses
+from npmeta.verification.doctor.computation import evaluate, follow
+from npmeta.verification.doctor.explanations import Hypothesis, left_out, pairs, predictions, singles
+from npmeta.verification.doctor.faults.normalised import NORMALISED
+from npmeta.verification.doctor.other_norms import Norm, OtherNorm, fresh, running
+from npmeta.verification.doctor.recipe import Forward
 from tests.helpers import assert_close
 
 every_norm = pytest.mark.parametrize("norm", ["batch", "layer"])

@@ -25,12 +25,12 @@ from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.losses import LOSSES
 from npmeta.network.normalisation import NORMS
 from npmeta.verification import FAULTS, golden
-from npmeta.verification.golden_algorithms import ALGORITHMS, golden_case
-from npmeta.verification.golden_families import SETTINGS
-from npmeta.verification.golden_files import load_problem, read_case
-from npmeta.verification.golden_suite import inputs_digest
-from npmeta.verification.golden_tensors import load_arrays, npz_bytes, safetensors_bytes
-from npmeta.verification.golden_words import ACTIVATION_FORMULAS, LOSS_FORMULAS
+from npmeta.verification.doctor.files import load_problem, read_case
+from npmeta.verification.doctor.tensors import load_arrays, npz_bytes, safetensors_bytes
+from npmeta.verification.golden.algorithms import ALGORITHMS, golden_case
+from npmeta.verification.golden.families import SETTINGS
+from npmeta.verification.golden.suite import inputs_digest
+from npmeta.verification.golden.words import ACTIVATION_FORMULAS, LOSS_FORMULAS
 
 ROOT = Path(__file__).parent.parent
 IDS = [setting.id for setting in SETTINGS]
@@ -229,7 +229,7 @@ def test_every_algorithm_that_learns_has_a_case():
     assert without < set(REGISTRY)
     assert {setting.algorithm for setting in SETTINGS} == set(ALGORITHMS)
     schema = json.loads(
-        (resources.files("npmeta.verification") / "golden_case.schema.json").read_text("utf-8")
+        (resources.files("npmeta.verification.golden") / "case.schema.json").read_text("utf-8")
     )["properties"]
     assert set(schema["algorithm"]["enum"]) == set(ALGORITHMS)
     assert set(schema["published_as"]["enum"]) == {s.published_as for s in SETTINGS} - {""}
@@ -493,7 +493,7 @@ def test_flat_answers_and_single_quantities(few):
 
 
 def test_causes_are_looked_for_only_so_often(suite, monkeypatch):
-    monkeypatch.setattr("npmeta.verification.golden_judge.MOST_UNKNOWN", 1)
+    monkeypatch.setattr("npmeta.verification.golden.judge.MOST_UNKNOWN", 1)
     rng = np.random.default_rng(0)
     noise = {
         f"{id}/meta_grad": rng.normal(size=document(suite, id)["sizes"]["P"])
@@ -617,7 +617,7 @@ def test_half_a_suite_is_never_there(tmp_path, monkeypatch):
     def broken(arrays):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("npmeta.verification.golden_suite.safetensors_bytes", broken)
+    monkeypatch.setattr("npmeta.verification.golden.suite.safetensors_bytes", broken)
     for name in ("suite", "new"):
         with pytest.raises(KeyboardInterrupt):
             golden.write(tmp_path / name, only=["depth-0"])
@@ -717,7 +717,7 @@ def test_the_example_in_c(suite, tmp_path, capsys):
 
 def test_a_suite_put_aside_by_a_killed_writer_comes_back(tmp_path, monkeypatch):
     """Killed between the two renames: the old suite is where it was, for whoever asks next."""
-    from npmeta.verification import golden_suite
+    from npmeta.verification.golden import suite as golden_suite
 
     place = golden.write(tmp_path / "suite", only=["base"])
     old = (place / "index.json").read_bytes()

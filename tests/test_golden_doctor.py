@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from npmeta.verification import Doctor
-from npmeta.verification.golden_cases import GoldenCase
+from npmeta.verification.golden.maml import GoldenCase
 
 from .golden_suite import SECOND_ORDER, check_mistake, every_mistake
 

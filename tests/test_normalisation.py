@@ -18,8 +18,8 @@ from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.normalisation import EPS, NORMS
 from npmeta.network.parts import PreActivation, pre_activation
 from npmeta.network.weights import flatten
-from npmeta.verification import oracle
-from npmeta.verification.golden_files import load_answers, load_problem, save_problem
+from npmeta.verification.doctor.files import load_answers, load_problem, save_problem
+from npmeta.verification.oracles import references as oracle
 from tests.helpers import SMOOTH, H, Problem, assert_close, complex_step_hvp, problem, step_sizes
 
 # Some hundred operations, each rounded by 1e-16 of its largest term; dividing by a σ of a few rows may

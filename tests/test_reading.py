@@ -12,7 +12,7 @@ import pytest
 
 from npmeta._support.reading import Members, check_json, npy_array, npz_arrays, parse_json, read_file
 from npmeta.tasks import Table, drawings
-from npmeta.verification import golden_tensors
+from npmeta.verification.doctor import tensors
 
 
 def npy(array, version=None):
@@ -125,7 +125,7 @@ def test_a_small_archive_does_not_become_gigabytes(tmp_path):
     content = zipped({"task.npy": npy(np.zeros(300 * 2**17))})
     assert len(content) < 2**19
     for name, read in (
-        ("a.npz", golden_tensors.load_arrays),
+        ("a.npz", tensors.load_arrays),
         ("t.npz", Table),
         ("o.zip", drawings.load),
     ):
@@ -166,7 +166,7 @@ def test_arrays_of_a_safetensors_file_do_not_share_bytes(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(head)) + head + bytes(16))
     with pytest.raises(ValueError, match="'b' overlaps others"):
-        golden_tensors.load_arrays(path)
+        tensors.load_arrays(path)
 
 
 def test_regular_files_alone_are_read(tmp_path):

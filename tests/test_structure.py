@@ -16,9 +16,10 @@ from npmeta.cli.runs import Run
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.weights import flatten
 from npmeta.training.parallel import Sharded
-from npmeta.verification import check_meta_gradient, complex_step, oracle
-from npmeta.verification.golden_files import load_answers, load_problem, save_problem
-from npmeta.verification.kinks import at_kinks, nearest_kink
+from npmeta.verification import check_meta_gradient, complex_step
+from npmeta.verification.doctor.files import load_answers, load_problem, save_problem
+from npmeta.verification.oracles import references as oracle
+from npmeta.verification.oracles.kinks import at_kinks, nearest_kink
 from tests.helpers import (
     H,
     Problem,

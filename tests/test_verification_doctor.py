@@ -14,11 +14,11 @@ import pytest
 import npmeta as nm
 from npmeta.cli.main import main
 from npmeta.network.losses import LOSSES, Loss, LossAt
-from npmeta.verification import FAULTS, Doctor, computation, examination, hypotheses
-from npmeta.verification.computation import evaluate, follow
-from npmeta.verification.faults.normalised import NORMALISED
-from npmeta.verification.golden_files import load_answers, load_problem, named_arrays, save_problem
-from npmeta.verification.hypotheses import (
+from npmeta.verification import FAULTS, Doctor
+from npmeta.verification.doctor import computation, examination
+from npmeta.verification.doctor import explanations as hypotheses
+from npmeta.verification.doctor.computation import evaluate, follow
+from npmeta.verification.doctor.explanations import (
     Hypothesis,
     crowds,
     known_factors,
@@ -27,8 +27,10 @@ from npmeta.verification.hypotheses import (
     predictions,
     singles,
 )
-from npmeta.verification.noise import Noise
-from npmeta.verification.recipe import Forward, Recipe
+from npmeta.verification.doctor.faults.normalised import NORMALISED
+from npmeta.verification.doctor.files import load_answers, load_problem, named_arrays, save_problem
+from npmeta.verification.doctor.recipe import Forward, Recipe
+from npmeta.verification.doctor.rounding import Noise
 
 
 def pose(

@@ -7,7 +7,7 @@ import npmeta as nm
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.losses import LOSSES, Loss, LossAt
 from npmeta.verification import Verdict, blocks, check_meta_gradient, meta_gradient, second_order
-from npmeta.verification.reports import judge
+from npmeta.verification.checks.reports import judge
 from tests.helpers import KINDS, Problem, problem, step_sizes
 
 

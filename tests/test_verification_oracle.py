@@ -13,8 +13,8 @@ from npmeta.network import mlp, weights
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.losses import LOSSES
 from npmeta.verification import complex_step, meta_gradient, richardson
-from npmeta.verification.kinks import at_kinks, nearest_kink
-from npmeta.verification.oracle import extended
+from npmeta.verification.oracles.kinks import at_kinks, nearest_kink
+from npmeta.verification.oracles.references import extended
 from tests.helpers import (
     DEPTHS,
     KINDS,

@@ -7,7 +7,8 @@ import pytest
 
 from npmeta.cli.main import main
 from npmeta.network import activations
-from npmeta.verification import Verdict, selfcheck
+from npmeta.verification import Verdict
+from npmeta.verification.checks import selfcheck
 
 
 def test_the_screen(capsys, tmp_path, monkeypatch):

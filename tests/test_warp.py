@@ -9,7 +9,8 @@ import npmeta as nm
 from npmeta.algorithms import Warp
 from npmeta.cli.config import Config
 from npmeta.network.activations import ACTIVATIONS
-from npmeta.verification import FAULTS, Doctor, oracle
+from npmeta.verification import FAULTS, Doctor
+from npmeta.verification.oracles import references as oracle
 from tests.algorithms import TIGHT, by_complex_step, with_noise
 from tests.helpers import (
     KINDS,

@@ -13,8 +13,8 @@ import numpy as np
 
 import npmeta as nm
 from npmeta.bilevel.optimizers import Adam
-from npmeta.verification.computation import evaluate, follow
-from npmeta.verification.recipe import Recipe
+from npmeta.verification.doctor.computation import evaluate, follow
+from npmeta.verification.doctor.recipe import Recipe
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))

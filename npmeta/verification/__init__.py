@@ -8,21 +8,26 @@ wrong, and :mod:`npmeta.verification.golden` has cases with their right answers 
 """
 
 from npmeta.verification import golden
-from npmeta.verification.checks import (
+from npmeta.verification.checks.gradients import (
     check_batched,
     check_deterministic,
     check_gradient,
     check_hvp,
 )
-from npmeta.verification.diagnosis import BlockReport, Diagnosis
-from npmeta.verification.differences import Difference, differentiate
-from npmeta.verification.doctor import Doctor, diagnose
-from npmeta.verification.faults import FAULTS, Fault
-from npmeta.verification.meta_gradients import SecondOrder, blocks, check_meta_gradient, second_order
-from npmeta.verification.oracle import Reference, complex_step, meta_gradient, richardson
-from npmeta.verification.problem import Problem
-from npmeta.verification.reports import Finding, Report, Verdict
-from npmeta.verification.taylor import check_taylor
+from npmeta.verification.checks.meta_gradients import (
+    SecondOrder,
+    blocks,
+    check_meta_gradient,
+    second_order,
+)
+from npmeta.verification.checks.reports import Finding, Report, Verdict
+from npmeta.verification.checks.taylor import check_taylor
+from npmeta.verification.doctor.diagnosis import BlockReport, Diagnosis
+from npmeta.verification.doctor.doctor import Doctor, diagnose
+from npmeta.verification.doctor.faults import FAULTS, Fault
+from npmeta.verification.doctor.problem import Problem
+from npmeta.verification.oracles.differences import Difference, differentiate
+from npmeta.verification.oracles.references import Reference, complex_step, meta_gradient, richardson
 
 __all__ = [
     "FAULTS",

@@ -122,7 +122,8 @@ def _calls(folder: Path) -> Iterator[Call]:
     from npmeta.estimators import MetaEstimator
     from npmeta.network import losses
     from npmeta.training.parallel import Sharded
-    from npmeta.verification import faults, golden
+    from npmeta.verification import golden
+    from npmeta.verification.doctor import faults
 
     rng = np.random.default_rng(0)
     model = nm.MLP([2, 3, 1], "tanh")

@@ -82,7 +82,10 @@ def _subjects(folder: Path) -> Iterator[Subject]:
     from npmeta.cli.runs import Checkpoint, Run
     from npmeta.tasks import Encoding, Omniglot, Table, drawings, read_image
     from npmeta.tasks.columns import read_columns
-    from npmeta.verification import golden, golden_files, golden_suite, golden_tensors
+    from npmeta.verification import golden
+    from npmeta.verification.doctor import tensors
+    from npmeta.verification.doctor.files import load_problem, save_problem
+    from npmeta.verification.golden.suite import read_index
     from tests.test_tasks_omniglot import files, write_zip
 
     folder.mkdir()
@@ -172,25 +175,25 @@ def _subjects(folder: Path) -> Iterator[Subject]:
     case = folder / "case"
     maml, sinusoid = nm.MAML(nm.MLP([1, 3, 1], "tanh"), "mse", 0.1, 2), nm.tasks.Sinusoid(2, 2)
     problem = nm.Problem(maml, maml.init(0)["theta"], sinusoid.sample(0, 0, 2))
-    golden_files.save_problem(case, problem)
+    save_problem(case, problem)
     answers = {f"meta_grad.{i}.{n}": rng.normal(size=3) for i in range(2) for n in ("weight", "bias")}
-    yield Subject("a.npz", "npz", golden_tensors.npz_bytes(answers), golden_tensors.load_arrays)
+    yield Subject("a.npz", "npz", tensors.npz_bytes(answers), tensors.load_arrays)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **answers)
-    yield Subject("z.npz", "npz", buffer.getvalue(), golden_tensors.load_arrays)
-    data = golden_tensors.safetensors_bytes(answers)
-    yield Subject("a.safetensors", "safetensors", data, golden_tensors.load_arrays)
+    yield Subject("z.npz", "npz", buffer.getvalue(), tensors.load_arrays)
+    data = tensors.safetensors_bytes(answers)
+    yield Subject("a.safetensors", "safetensors", data, tensors.load_arrays)
     buffer = io.BytesIO()
     np.save(buffer, rng.normal(size=(3, 4)))
-    yield Subject("phi.npy", "npy", buffer.getvalue(), golden_tensors.load_arrays)
+    yield Subject("phi.npy", "npy", buffer.getvalue(), tensors.load_arrays)
     index = (suite / "index.json").read_bytes()
-    yield Subject("index.json", "json", index, lambda path: golden_suite.read_index(path.parent))
+    yield Subject("index.json", "json", index, lambda path: read_index(path.parent))
 
     def read_case(path: Path) -> Any:
         for name in ("tensors.npz", "case.json"):
             if path.name != name:
                 shutil.copy(case / name, path.parent)
-        return golden_files.load_problem(path.parent)
+        return load_problem(path.parent)
 
     yield Subject("case.json", "json", (case / "case.json").read_bytes(), read_case)
     yield Subject("tensors.npz", "npz", (case / "tensors.npz").read_bytes(), read_case)

@@ -132,7 +132,7 @@ def ready() -> None:
         "npmeta.cli.plots",
     ):
         import_module(name)
-    golden_suite = import_module("npmeta.verification.golden_suite")
+    golden_suite = import_module("npmeta.verification.golden.suite")
     golden_suite.SETTINGS = golden_suite.SETTINGS[:3]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from npmeta.verification import FAULTS, Doctor
-from npmeta.verification.faults.normalised import NORMALISED
+from npmeta.verification.doctor.faults.normalised import NORMALISED
 from tests.test_doctor_normalisation import pose
 
 torch = pytest.importorskip("torch")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from npmeta.verification import Doctor
-from npmeta.verification.golden_cases import GoldenCase
+from npmeta.verification.golden.maml import GoldenCase
 
 from ..golden_suite import SECOND_ORDER, check_mistake, every_mistake
 from ..test_verification_doctor import check_pair, likely_pairs

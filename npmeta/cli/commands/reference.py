@@ -70,7 +70,8 @@ def describe(name: str) -> int:
 
 def check(picture: Path | None) -> int:
     """Verify npmeta's derivatives on this machine, and draw Taylor's remainders."""
-    from npmeta.verification import Verdict, selfcheck
+    from npmeta.verification import Verdict
+    from npmeta.verification.checks import selfcheck
 
     if picture is not None:
         from npmeta.cli import plots
@@ -95,7 +96,7 @@ def check(picture: Path | None) -> int:
 def examine(case: Path, answers: Path, phi: Path | None, picture: Path | None) -> int:
     """Judge the answers to a case: 0 if the gradient is right, else 1."""
     from npmeta.verification import diagnose
-    from npmeta.verification.golden_files import load_answers, load_problem
+    from npmeta.verification.doctor.files import load_answers, load_problem
 
     check_picture(picture)
     problem = load_problem(case)
