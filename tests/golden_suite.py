@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from npmeta.verification import FAULTS, Doctor
-from npmeta.verification.doctor.computation import evaluate
-from npmeta.verification.doctor.explanations import Hypothesis
+from npmeta.verification.doctor.choices import Forward
+from npmeta.verification.doctor.explanations import Explanation
+from npmeta.verification.doctor.recipe import gradient_by
 from npmeta.verification.golden.families import SETTINGS
 from npmeta.verification.golden.maml import GoldenCase
 
@@ -16,27 +15,27 @@ from npmeta.verification.golden.maml import GoldenCase
 SECOND_ORDER = [s for s in SETTINGS if s.algorithm == "maml" and not s.first_order]
 
 
-def every_mistake(case: GoldenCase) -> list[Hypothesis]:
+def every_mistake(case: GoldenCase) -> list[Explanation]:
     """The first form of every mistake of the case."""
     document = case.document
     ids = [*document["wrong"], *document["not_distinguishable"]["float64"]]
-    return [Hypothesis.of((FAULTS[id], next(iter(FAULTS[id].variants(case.problem))))) for id in ids]
+    return [Explanation.of((FAULTS[id], next(iter(FAULTS[id].variants(case.problem))))) for id in ids]
 
 
-def planted(case: GoldenCase, hypothesis: Hypothesis, dtype: str) -> np.ndarray:
+def planted(case: GoldenCase, explanation: Explanation, dtype: str) -> np.ndarray:
     """The gradient that the mistake makes, computed in that dtype."""
-    recipe = hypothesis.recipe
-    recipe = recipe if dtype == "float64" else replace(recipe, dtype=dtype)
+    recipe = explanation.recipe
+    recipe = recipe if dtype == "float64" else recipe.having(Forward(dtype=dtype))
     with np.errstate(all="ignore"):
-        return evaluate(case.problem, recipe).astype(dtype)
+        return gradient_by(case.problem, recipe).astype(dtype)
 
 
-def check_mistake(case: GoldenCase, doctor: Doctor, hypothesis: Hypothesis, dtype: str) -> str:
+def check_mistake(case: GoldenCase, doctor: Doctor, explanation: Explanation, dtype: str) -> str:
     """Assert what the doctor has to say of a planted mistake; what it was: "named", "tie", ..."""
-    (id,), document = hypothesis.ids, case.document
+    (id,), document = explanation.ids, case.document
     if id in document["not_reproducible"][dtype]:
         return "not reproducible"
-    found = doctor.diagnose(planted(case, hypothesis, dtype))
+    found = doctor.diagnose(planted(case, explanation, dtype))
     said = f"{case.id} {dtype} {id}\n{found}"
     if id in document["not_distinguishable"][dtype]:
         assert found.fault is None, said
@@ -54,9 +53,9 @@ def check_mistake(case: GoldenCase, doctor: Doctor, hypothesis: Hypothesis, dtyp
     assert id in found.ties, said
     assert found.fault is not None, said
     (named,) = (FAULTS[one] for one in [found.fault])
-    wrong = evaluate(case.problem, hypothesis.recipe)
+    wrong = gradient_by(case.problem, explanation.recipe)
     others = [
-        evaluate(case.problem, Hypothesis.of((named, variant)).recipe)
+        gradient_by(case.problem, Explanation.of((named, variant)).recipe)
         for variant in named.variants(case.problem)
     ]
     nearest = min(np.linalg.norm(other - wrong) for other in others)

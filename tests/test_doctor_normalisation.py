@@ -3,8 +3,6 @@ tests/peers/test_doctor_normalisation.py has the same made with PyTorch's norms.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -12,13 +10,14 @@ import npmeta as nm
 from npmeta.bilevel.objective import Risk
 from npmeta.network.normalisation import EPS
 from npmeta.verification import FAULTS, Doctor
-from npmeta.verification.doctor import computation
-from npmeta.verification.doctor import explanations as hypotheses
-from npmeta.verification.doctor.computation import evaluate, follow
-from npmeta.verification.doctor.explanations import Hypothesis, left_out, pairs, predictions, singles
+from npmeta.verification.doctor import explanations, inner_loop
+from npmeta.verification.doctor.choices import Forward, Statistics
+from npmeta.verification.doctor.explanations import Explanation, left_out, pairs, singles
 from npmeta.verification.doctor.faults.normalised import NORMALISED
-from npmeta.verification.doctor.other_norms import Norm, OtherNorm, fresh, running
-from npmeta.verification.doctor.recipe import Forward
+from npmeta.verification.doctor.inner_loop import run_loop
+from npmeta.verification.doctor.other_norms import NormRule, OtherNorm, fresh, running
+from npmeta.verification.doctor.predictions import predictions
+from npmeta.verification.doctor.recipe import gradient_by
 from tests.helpers import assert_close
 
 every_norm = pytest.mark.parametrize("norm", ["batch", "layer"])
@@ -58,7 +57,7 @@ def test_gradients_and_products_meet_differences(how):
     rng = np.random.default_rng(0)
     theta = np.tile(p.theta, (p.T, 1)) + 0.1 * rng.normal(size=(p.T, p.P))
     v, w = rng.normal(size=(2, p.T, p.P))
-    risk = Risk(OtherNorm(p.model, Norm(**how)), "mse")
+    risk = Risk(OtherNorm(p.model, NormRule(**how)), "mse")
     batch = risk.prepare(p.tasks.support_x, p.tasks.support_y, theta.dtype)
 
     def at(phi):
@@ -77,14 +76,14 @@ def test_gradients_and_products_meet_differences(how):
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_the_right_norm_among_the_others(norm, activation):
     p = pose(norm, activation)
-    other = nm.MAML(OtherNorm(p.model, Norm(norm)), "mse", 0.1, 3)
+    other = nm.MAML(OtherNorm(p.model, NormRule(norm)), "mse", 0.1, 3)
     assert_close(other.meta_gradient(p.theta, p.tasks).grad, p.gradient, 1e-11)
 
 
 def test_constant_statistics_give_the_same_losses():
     p = pose()
-    constant = follow(p, Forward(statistics=("constants",)))
-    right = follow(p, Forward())
+    constant = run_loop(p, Forward(statistics=Statistics(constant=True)))
+    right = run_loop(p, Forward())
     np.testing.assert_allclose(constant.support(0).value, right.support(0).value, rtol=1e-13)
     assert np.abs(constant.support(0).grad - right.support(0).grad).max() > 1e-3
 
@@ -95,7 +94,7 @@ def test_a_fresh_module_leaves_z_as_it_is():
     W, b, scale, shift = p.model.unpack(p.theta)[0]
     V, c = p.model.unpack(p.theta)[1]
     o = np.tanh(scale * (x @ W + b) / np.sqrt(1 + EPS) + shift) @ V + c
-    net = OtherNorm(p.model, Norm("batch"), fresh(p.model))
+    net = OtherNorm(p.model, NormRule("batch"), fresh(p.model))
     np.testing.assert_allclose(net.apply(np.tile(p.theta, (3, 1)), x), o, rtol=1e-12)
 
 
@@ -123,9 +122,9 @@ def test_every_mistake_is_named(norm, adapt_norm):
     for fault in NORMALISED:
         for variant in fault.variants(problem):
             for dtype in ("float64", "float32"):
-                recipe = Hypothesis.of((fault, variant)).recipe
+                recipe = Explanation.of((fault, variant)).recipe
                 with np.errstate(all="ignore"):
-                    answer = evaluate(problem, replace(recipe, dtype=dtype)).astype(dtype)
+                    answer = gradient_by(problem, recipe.having(Forward(dtype=dtype))).astype(dtype)
                 found = doctor.diagnose(answer)
                 said = f"{fault.id} {variant.detail} {dtype}\n{found}"
                 if fault.id == "norm_eps" and dtype == "float32" and variant.factor != 1e-3:
@@ -151,18 +150,18 @@ IDS = {fault.id for fault in NORMALISED}
 
 
 def test_pairs_are_named(monkeypatch):
-    monkeypatch.setattr(hypotheses, "MOST_FOR_CROWDS", 10)
+    monkeypatch.setattr(explanations, "MOST_FOR_CROWDS", 10)
     doctor = Doctor(pose(widths=(3, 6, 5)))
     two = [h for h in pairs(doctor.problem) if IDS & set(h.ids)]
-    for hypothesis in two[::150]:
-        found = doctor.diagnose(evaluate(doctor.problem, hypothesis.recipe))
+    for explanation in two[::150]:
+        found = doctor.diagnose(gradient_by(doctor.problem, explanation.recipe))
         names = [set(name.split(" + ")) for name in (found.fault or "", *found.ties)]
-        assert set(hypothesis.ids) in names or len(names[0]) == 1, f"{hypothesis.ids}\n{found}"
+        assert set(explanation.ids) in names or len(names[0]) == 1, f"{explanation.ids}\n{found}"
 
 
 def test_nothing_is_named_for_what_has_no_cause(monkeypatch):
     """One mistake or two; three are tried in tests/peers."""
-    monkeypatch.setattr(hypotheses, "MOST_FOR_CROWDS", 10)
+    monkeypatch.setattr(explanations, "MOST_FOR_CROWDS", 10)
     problem = pose(widths=(3, 6, 5))
     doctor, rng = Doctor(problem), np.random.default_rng(0)
     g = problem.gradient
@@ -174,7 +173,9 @@ def test_nothing_is_named_for_what_has_no_cause(monkeypatch):
 def test_losses_tell_where_it_begins():
     """Statistics of the query pass leave the inner loop alone."""
     problem = pose()
-    path = follow(problem, Forward(statistics=("running", 0.1, True, True)))
+    path = run_loop(
+        problem, Forward(statistics=Statistics(on_query="running", unbiased=True, kept=True))
+    )
     losses = np.stack([path.support(s).value for s in range(3)], axis=1)
     found = nm.diagnose(
         problem,
@@ -191,7 +192,7 @@ def test_tasks_go_back_one_after_another_where_there_is_much(monkeypatch):
     problem = pose(widths=(3, 6, 5))
     mistakes = [h for h in singles(problem) if h.ids[0] in IDS]
     together = [p for _, rows in predictions(problem, mistakes) for p in rows]
-    monkeypatch.setattr(computation, "MOST_AT_ONCE", 10)
+    monkeypatch.setattr(inner_loop, "MOST_AT_ONCE", 10)
     alone = [p for _, rows in predictions(problem, mistakes) for p in rows]
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-11 * np.linalg.norm(other))

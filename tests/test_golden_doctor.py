@@ -16,5 +16,5 @@ def test_planted_mistakes_are_named(number):
     case = GoldenCase(SECOND_ORDER[number])
     doctor, mistakes = Doctor(case.problem), every_mistake(case)
     for dtype, i in (("float64", number), ("float32", number + 1)):
-        for hypothesis in mistakes[i :: len(SECOND_ORDER)]:
-            check_mistake(case, doctor, hypothesis, dtype)
+        for explanation in mistakes[i :: len(SECOND_ORDER)]:
+            check_mistake(case, doctor, explanation, dtype)

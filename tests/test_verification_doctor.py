@@ -6,8 +6,6 @@ made in PyTorch, by code that knows nothing of the predictions.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -15,21 +13,21 @@ import npmeta as nm
 from npmeta.cli.main import main
 from npmeta.network.losses import LOSSES, Loss, LossAt
 from npmeta.verification import FAULTS, Doctor
-from npmeta.verification.doctor import computation, examination
-from npmeta.verification.doctor import explanations as hypotheses
-from npmeta.verification.doctor.computation import evaluate, follow
+from npmeta.verification.doctor import examination, explanations, inner_loop
+from npmeta.verification.doctor.choices import Forward
 from npmeta.verification.doctor.explanations import (
-    Hypothesis,
+    Explanation,
     crowds,
     known_factors,
     left_out,
     pairs,
-    predictions,
     singles,
 )
 from npmeta.verification.doctor.faults.normalised import NORMALISED
 from npmeta.verification.doctor.files import load_answers, load_problem, named_arrays, save_problem
-from npmeta.verification.doctor.recipe import Forward, Recipe
+from npmeta.verification.doctor.inner_loop import run_loop
+from npmeta.verification.doctor.predictions import predictions
+from npmeta.verification.doctor.recipe import Recipe, gradient_by
 from npmeta.verification.doctor.rounding import Noise
 
 
@@ -53,12 +51,12 @@ def base() -> Doctor:
     return Doctor(pose())
 
 
-def planted(problem, hypothesis: Hypothesis, dtype):
-    recipe = hypothesis.recipe
+def planted(problem, explanation: Explanation, dtype):
+    recipe = explanation.recipe
     if dtype == np.float32:
-        recipe = replace(recipe, dtype="float32")
+        recipe = recipe.having(Forward(dtype="float32"))
     with np.errstate(all="ignore"):
-        return evaluate(problem, recipe).astype(dtype)
+        return gradient_by(problem, recipe).astype(dtype)
 
 
 def assert_named(found, ids):
@@ -72,7 +70,7 @@ def assert_named(found, ids):
 def every_form(problem):
     """Every form of every mistake, but those that are no gradient."""
     return [
-        Hypothesis.of((fault, variant))
+        Explanation.of((fault, variant))
         for fault in FAULTS.values()
         for variant in fault.variants(problem)
     ]
@@ -80,12 +78,12 @@ def every_form(problem):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_every_mistake_is_named(base, dtype):
-    for hypothesis in every_form(base.problem):
-        if hypothesis.ids == ("float32",) and dtype == np.float32:
+    for explanation in every_form(base.problem):
+        if explanation.ids == ("float32",) and dtype == np.float32:
             continue  # which is right
-        found = base.diagnose(planted(base.problem, hypothesis, dtype))
-        assert (found.verdict, found.fault, found.ties) == ("fail", *hypothesis.ids, ()), str(found)
-        ((_, variant),) = hypothesis.parts
+        found = base.diagnose(planted(base.problem, explanation, dtype))
+        assert (found.verdict, found.fault, found.ties) == ("fail", *explanation.ids, ()), str(found)
+        ((_, variant),) = explanation.parts
         if variant.factor is not None:
             # A fit in float32 finds a number as well as the gradient shows it.
             tolerance = 1e-6 if dtype == np.float64 else 0.1
@@ -114,11 +112,11 @@ def test_every_mistake_is_named_or_tied(name):
 def check_design(name):
     """What this problem cannot tell from something simpler is listed beside it."""
     doctor = Doctor(pose(**DESIGNS[name]))
-    forms = {hypothesis.ids: hypothesis for hypothesis in every_form(doctor.problem)}
-    for hypothesis in forms.values():  # one form of each
-        found = doctor.diagnose(planted(doctor.problem, hypothesis, np.float64))
-        (id,) = hypothesis.ids
-        assert id in (found.fault, *found.ties), f"{hypothesis.ids}\n{found}"
+    forms = {explanation.ids: explanation for explanation in every_form(doctor.problem)}
+    for explanation in forms.values():  # one form of each
+        found = doctor.diagnose(planted(doctor.problem, explanation, np.float64))
+        (id,) = explanation.ids
+        assert id in (found.fault, *found.ties), f"{explanation.ids}\n{found}"
         if found.fault is None:  # its effect is nothing, or hardly more than rounding
             assert found.verdict in ("pass", "inconclusive")
             assert found.misfit < 1e-7 or id == "float32"
@@ -180,31 +178,31 @@ def likely_pairs(problem):
 @pytest.mark.parametrize(("dtype", "start"), [(np.float64, 0), (np.float32, 3)])
 def test_pairs_are_named(base, dtype, start):
     """Every sixtieth; all of them in tests/peers."""
-    for hypothesis in likely_pairs(base.problem)[start::60]:
-        check_pair(base, hypothesis, dtype)
+    for explanation in likely_pairs(base.problem)[start::60]:
+        check_pair(base, explanation, dtype)
 
 
-def check_pair(doctor, hypothesis, dtype):
-    c = planted(doctor.problem, hypothesis, dtype)
+def check_pair(doctor, explanation, dtype):
+    c = planted(doctor.problem, explanation, dtype)
     if not np.isfinite(c).all() or not c.any():
         return
-    limit = Noise(doctor.problem).of(hypothesis.recipe, np.dtype(dtype).name)
+    limit = Noise(doctor.problem).of(explanation.recipe, np.dtype(dtype).name)
     if limit > 1e-2:
         return  # an inner loop that runs away, in float32
     found = doctor.diagnose(c)
-    assert found.fault is not None, f"{hypothesis.ids}\n{found}"
+    assert found.fault is not None, f"{explanation.ids}\n{found}"
     named = [set(name.split(" + ")) for name in (found.fault, *found.ties)]
     # A single mistake that makes the same gradient is the simpler explanation.
-    assert set(hypothesis.ids) in named or len(named[0]) == 1, f"{hypothesis.ids}\n{found}"
+    assert set(explanation.ids) in named or len(named[0]) == 1, f"{explanation.ids}\n{found}"
 
 
 def test_three_at_once(base):
-    for hypothesis in crowds(base.problem)[::6000]:
-        c = planted(base.problem, hypothesis, np.float64)
-        if np.isfinite(c).all() and Noise(base.problem).of(hypothesis.recipe, "float64") < 1e-3:
+    for explanation in crowds(base.problem)[::6000]:
+        c = planted(base.problem, explanation, np.float64)
+        if np.isfinite(c).all() and Noise(base.problem).of(explanation.recipe, "float64") < 1e-3:
             found = base.diagnose(c)
             names = [set(name.split(" + ")) for name in (found.fault, *found.ties)]
-            assert set(hypothesis.ids) in names or len(names[0]) < 3, f"{hypothesis.ids}\n{found}"
+            assert set(explanation.ids) in names or len(names[0]) < 3, f"{explanation.ids}\n{found}"
 
 
 # --- nothing named that is none ---------------------------------------------------------------------
@@ -353,7 +351,7 @@ def test_a_part_in_float32(base):
 
 
 def path_of(problem, **choices):
-    path = follow(problem, Forward(**choices))
+    path = run_loop(problem, Forward(**choices))
     support = np.stack([path.support(s).value for s in range(path.n_steps)], axis=1)
     return np.array(path.points), {"support": support, "query": path.query(path.n_steps).value}
 
@@ -613,7 +611,7 @@ def test_what_is_unknown_is_shown_block_by_block(base):
 
 
 def test_recipes_are_right_by_default(base):
-    np.testing.assert_allclose(evaluate(base.problem, Recipe()), base.problem.gradient, rtol=1e-12)
+    np.testing.assert_allclose(gradient_by(base.problem, Recipe()), base.problem.gradient, rtol=1e-12)
 
 
 # --- memory -----------------------------------------------------------------------------------------
@@ -621,13 +619,13 @@ def test_recipes_are_right_by_default(base):
 
 def test_predictions_come_a_few_at_a_time(base):
     problem, few = base.problem, 50
-    hypotheses = pairs(problem)[::7]
+    explanations = pairs(problem)[::7]
     n = 0
-    for some, rows in predictions(problem, hypotheses, chunk=few * problem.P):
+    for some, rows in predictions(problem, explanations, chunk=few * problem.P):
         assert len(some) == len(rows) <= few + 1
         n += len(rows)
-        np.testing.assert_array_equal(rows[0], evaluate(problem, some[0].recipe))
-    assert n > 0.9 * len(hypotheses)
+        np.testing.assert_array_equal(rows[0], gradient_by(problem, some[0].recipe))
+    assert n > 0.9 * len(explanations)
 
 
 def test_no_more_predictions_are_held_than_there_is_room_for(base, monkeypatch):
@@ -677,7 +675,7 @@ def test_wide_inputs_in_coordinates_of_their_rows():
 def large(monkeypatch):
     """As if that were much to do."""
     for name in ("MOST_FOR_CROWDS", "MOST_FOR_ALL_PAIRS", "MOST_FOR_LIKELY_PAIRS"):
-        monkeypatch.setattr(hypotheses, name, 10)
+        monkeypatch.setattr(explanations, name, 10)
     return pose(widths=(120, 8, 8, 11))
 
 
@@ -689,8 +687,8 @@ def test_a_large_problem_is_searched_no_further_than_needed(large):
     assert "not tried       more, once this had been found" in str(right)
     found = doctor.diagnose(FAULTS["first_order"].predict(large))
     assert (found.fault, found.not_tried[:4]) == ("first_order", "more")
-    for hypothesis in [*singles(large)[::5], *pairs(large)[::50]]:
-        check_pair(doctor, hypothesis, np.float64)
+    for explanation in [*singles(large)[::5], *pairs(large)[::50]]:
+        check_pair(doctor, explanation, np.float64)
 
 
 def test_what_was_not_tried_is_said(large):
@@ -704,9 +702,9 @@ def test_what_was_not_tried_is_said(large):
 
 def test_what_is_not_tried_depends_on_the_size(monkeypatch, base):
     assert left_out(base.problem) == ""
-    monkeypatch.setattr(hypotheses, "MOST_FOR_CROWDS", 10)
+    monkeypatch.setattr(explanations, "MOST_FOR_CROWDS", 10)
     assert left_out(base.problem) == "three and more mistakes at once"
-    monkeypatch.setattr(hypotheses, "MOST_FOR_ALL_PAIRS", 10)
+    monkeypatch.setattr(explanations, "MOST_FOR_ALL_PAIRS", 10)
     assert left_out(base.problem).startswith("two mistakes at once, unless one is a wrong step size")
 
 
@@ -725,7 +723,7 @@ def test_the_simplest_factor_is_named():
 
 def test_tasks_go_back_one_after_another_where_there_is_much(base, monkeypatch):
     together = [p for _, rows in predictions(base.problem, singles(base.problem)) for p in rows]
-    monkeypatch.setattr(computation, "MOST_AT_ONCE", 10)
+    monkeypatch.setattr(inner_loop, "MOST_AT_ONCE", 10)
     alone = [p for _, rows in predictions(base.problem, singles(base.problem)) for p in rows]
     for one, other in zip(alone, together, strict=True):
         # A few hundred sums one after another.

@@ -13,8 +13,9 @@ import numpy as np
 
 import npmeta as nm
 from npmeta.bilevel.optimizers import Adam
-from npmeta.verification.doctor.computation import evaluate, follow
-from npmeta.verification.doctor.recipe import Recipe
+from npmeta.verification.doctor.choices import Backward, Forward, Statistics
+from npmeta.verification.doctor.inner_loop import run_loop
+from npmeta.verification.doctor.recipe import Recipe, gradient_by
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))
@@ -32,10 +33,12 @@ IMPLICIT = (5.0, 0.01, 20, 5)
 #: every iteration.
 NORMED = nm.MLP([1, 40, 40, 1], "tanh", norm="batch")
 NORMS = {
-    "norm: right": {},
-    "norm: eval_mode": {"statistics": ("fresh",)},
-    "norm: running_statistics": {"statistics": ("running", 0.1, True, True)},
-    "norm: vmap": {"hessian_at": "own, saved statistics"},
+    "norm: right": Forward(),
+    "norm: eval_mode": Forward(statistics=Statistics(everywhere="fresh")),
+    "norm: running_statistics": Forward(
+        statistics=Statistics(on_query="running", unbiased=True, kept=True)
+    ),
+    "norm: vmap": Backward(hessian_at="own, saved statistics"),
 }
 
 RED, YELLOW, BLUE = "#d1342f", "#f0a202", "#1d70b8"
@@ -59,7 +62,7 @@ def normed(theta, tasks, name):
 
 def norm_loss(theta, name):
     problem, recipe = normed(theta, WAVES.sample(0, 0, TEST_TASKS, split="test"), name)
-    return float(follow(problem, recipe.forward).query(STEPS).value.mean())
+    return float(run_loop(problem, recipe.forward).query(STEPS).value.mean())
 
 
 def implicit_loss(theta, proximal_once=False):
@@ -117,7 +120,7 @@ def train(name, seed):
                 params, state = optimizer.update(params, grads, state, OUTER_LR)
             continue
         if name in NORMS:
-            grads = {"theta": evaluate(*normed(theta, tasks, name))}
+            grads = {"theta": gradient_by(*normed(theta, tasks, name))}
         elif name.startswith("alpha"):
             grads = dict(maml().meta_gradient(params, tasks).grads)
             if name == "alpha: wrong":

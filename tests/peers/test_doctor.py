@@ -738,8 +738,8 @@ def test_pairs(case):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_every_likely_pair(case, dtype):
     """Step-size factor × any, mask × any, scale × any, by their own predictions."""
-    for hypothesis in likely_pairs(case.problem):
-        check_pair(case.doctor, hypothesis, dtype)
+    for explanation in likely_pairs(case.problem):
+        check_pair(case.doctor, explanation, dtype)
 
 
 def test_a_thousand_wrong_gradients(case):

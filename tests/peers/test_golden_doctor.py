@@ -20,8 +20,8 @@ def test_every_mistake_on_every_case(dtype):
     for setting in SECOND_ORDER:
         case = GoldenCase(setting)
         doctor = Doctor(case.problem)
-        for hypothesis in every_mistake(case):
-            outcomes[check_mistake(case, doctor, hypothesis, dtype)] += 1
+        for explanation in every_mistake(case):
+            outcomes[check_mistake(case, doctor, explanation, dtype)] += 1
     assert outcomes["named"] > 0.97 * outcomes.total(), outcomes
 
 
@@ -30,5 +30,5 @@ def test_pairs(dtype, start):
     """Step-size factor × any, mask × any, scale × any: every three-hundredth, others for every case."""
     for number, setting in enumerate(SECOND_ORDER):
         doctor = Doctor(GoldenCase(setting).problem)
-        for hypothesis in likely_pairs(doctor.problem)[(start + number) % 300 :: 300]:
-            check_pair(doctor, hypothesis, dtype)
+        for explanation in likely_pairs(doctor.problem)[(start + number) % 300 :: 300]:
+            check_pair(doctor, explanation, dtype)

@@ -25,7 +25,7 @@ from npmeta.verification.doctor.diagnosis import Diagnosis
 from npmeta.verification.doctor.evidence import Evidence
 from npmeta.verification.doctor.examination import Examination
 from npmeta.verification.doctor.files import load_problem
-from npmeta.verification.doctor.predictions import Known
+from npmeta.verification.doctor.predictions import Predictions
 from npmeta.verification.doctor.problem import Problem
 
 __all__ = ["Doctor", "diagnose"]
@@ -98,7 +98,7 @@ class Doctor:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self._known = Known(problem)
+        self._predictions = Predictions(problem)
 
     def diagnose(
         self,
@@ -113,4 +113,6 @@ class Doctor:
         single = "float32" in (answer.dtype, problem.theta.dtype)
         precision = "float32" if single else "float64"
         with np.errstate(all="ignore"):  # some mistakes make an inner loop run away
-            return Examination(self._known, answer.astype(np.float64), precision, evidence).diagnosis()
+            return Examination(
+                self._predictions, answer.astype(np.float64), precision, evidence
+            ).diagnosis()

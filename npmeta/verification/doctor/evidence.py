@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, unmasked
-from npmeta.verification.doctor.computation import Path, follow
+from npmeta.verification.doctor.choices import Forward
+from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
 from npmeta.verification.doctor.problem import Problem
-from npmeta.verification.doctor.recipe import Forward
 from npmeta.verification.doctor.rounding import relative
 
 __all__ = ["Evidence"]
@@ -82,39 +82,39 @@ class Evidence:
     def __bool__(self) -> bool:
         return any(part is not None for part in (self.phi, self.support, self.query))
 
-    def misfits(self, path: Path, factors: Sequence[float] = (1.0,)) -> dict[str, float]:
+    def misfits(self, loop: InnerLoop, factors: Sequence[float] = (1.0,)) -> dict[str, float]:
         """How far each piece is from what an inner loop gives, relative to that.
 
         The query losses may be that times any of the factors, as the gradient may.
         """
         found: dict[str, float] = {}
-        S, theta = path.n_steps, path.points[0]
+        S, theta = loop.n_steps, loop.points[0]
         with np.errstate(all="ignore"):
             if self.support is not None:
                 found["support losses"] = np.inf
                 if self.support.shape[1] in (S, S + 1):
                     steps = range(self.support.shape[1])
-                    values = np.stack([path.support(s).value for s in steps], axis=1)
+                    values = np.stack([loop.support(s).value for s in steps], axis=1)
                     # A sum in place of a mean is a larger step size, and a larger loss.
                     found["support losses"] = min(
                         relative(self.support / factor, values)
-                        for factor in (1.0, path.choices.lr_factor)
+                        for factor in (1.0, loop.choices.lr_factor)
                     )
             if self.phi is not None:
                 # The way gone, not θ, is what φ is compared by.
-                points = np.array(path.points) if self.phi.ndim == 3 else path.points[-1]
+                points = np.array(loop.points) if self.phi.ndim == 3 else loop.points[-1]
                 same = self.phi.shape == points.shape
                 found["φ"] = relative(self.phi - theta, points - theta) if same else np.inf
             if self.query is not None:
-                value = path.query(S).value
+                value = loop.query(S).value
                 value = value if self.query.ndim else value.mean()
                 found["query losses"] = min(relative(self.query / f, value) for f in factors)
         return {name: misfit if np.isfinite(misfit) else np.inf for name, misfit in found.items()}
 
     def tolerance(self, precision: str) -> float:
         """The misfit up to which a piece agrees, from what float32 does to the right inner loop."""
-        right = follow(self.problem, Forward())
-        rounded = follow(self.problem, Forward(), np.dtype(np.float32))
+        right = run_loop(self.problem, Forward())
+        rounded = run_loop(self.problem, Forward(dtype="float32"))
         way = right.points[-1] - right.points[0]
         moved = rounded.points[-1].astype(np.float64) - right.points[0]
         lost = relative(moved, way) if way.any() else 0.0
@@ -125,7 +125,7 @@ class Evidence:
         """Where φ leaves the right inner loop, in words; empty if it does not, or is not known."""
         if self.phi is None or self.phi.ndim != 3:
             return ""
-        right = follow(self.problem, Forward())
+        right = run_loop(self.problem, Forward())
         for s, (mine, theirs) in enumerate(zip(right.points, self.phi, strict=False)):
             way = np.linalg.norm(right.points[max(s, 1)] - right.points[0])
             away = np.linalg.norm(theirs - mine, axis=-1)

@@ -9,22 +9,28 @@ from typing import Any
 import numpy as np
 
 from npmeta._support.validation import Array
-from npmeta.verification.doctor.computation import Path, evaluate, follow
-from npmeta.verification.doctor.diagnosis import BlockReport, Diagnosis
-from npmeta.verification.doctor.evidence import Evidence
-from npmeta.verification.doctor.explanations import RIGHT, Hypothesis, is_large, known_factors, left_out
-from npmeta.verification.doctor.faults import FAULTS, Fault, Variant
-from npmeta.verification.doctor.predictions import (
-    FEWEST_PARAMETERS,
-    LOOPS,
+from npmeta.verification.doctor.assembly import Assembly, DropSecondOrder, SetToZero
+from npmeta.verification.doctor.candidates import (
     Candidate,
-    Known,
     any_factor,
     complexity,
     factor_of,
     named_freely,
 )
-from npmeta.verification.doctor.recipe import Forward, Recipe
+from npmeta.verification.doctor.choices import Backward, Forward
+from npmeta.verification.doctor.diagnosis import BlockReport, Diagnosis
+from npmeta.verification.doctor.evidence import Evidence
+from npmeta.verification.doctor.explanations import (
+    RIGHT,
+    Explanation,
+    is_large,
+    known_factors,
+    left_out,
+)
+from npmeta.verification.doctor.faults import FAULTS, Fault, Variant
+from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
+from npmeta.verification.doctor.predictions import FEWEST_PARAMETERS, LOOPS, Predictions
+from npmeta.verification.doctor.recipe import Recipe, gradient_by
 from npmeta.verification.doctor.rounding import CEILING, CEILING_OF_MISTAKES, FLOOR, relative
 from npmeta.verification.doctor.telling_apart import what_would_tell
 
@@ -46,27 +52,27 @@ class Examination:
 
     Parameters
     ----------
-    known : Known
+    known : Predictions
         What is known of the problem.
     answer : ndarray, (P,)
     precision : {"float64", "float32"}
     evidence : Evidence
     """
 
-    def __init__(self, known: Known, answer: Array, precision: str, evidence: Evidence) -> None:
+    def __init__(self, known: Predictions, answer: Array, precision: str, evidence: Evidence) -> None:
         self.known, self.problem, self.noise = known, known.problem, known.noise
         self.c, self.precision, self.evidence = answer, precision, evidence
         # The right gradient, summed up in the order in which it comes nearest: where rounding is all,
         # npmeta's own forms differ.
-        forms = (self.problem.gradient, evaluate(self.problem, Recipe()))
+        forms = (self.problem.gradient, gradient_by(self.problem, Recipe()))
         self.g = min(forms, key=lambda g: relative(answer, g))
         self.factors: list[tuple[Fault, Variant] | None] = [None, *known_factors(self.problem)]
         self.seen: list[Candidate] = []
         # What has the answer's direction, or nearly, and its cosine.
-        self.aligned: list[tuple[float, Hypothesis, Array]] = []
+        self.aligned: list[tuple[float, Explanation, Array]] = []
         self.n_tried = 0
         self.checks: dict[str, tuple[float, bool]] = {}
-        self.admit: Callable[[Path], bool] | None = None  # which inner loops the evidence allows
+        self.admit: Callable[[InnerLoop], bool] | None = None  # which inner loops the evidence allows
 
     # --- the order of work ----------------------------------------------------------------------
 
@@ -97,7 +103,7 @@ class Examination:
         found = self._search(right)
         if found is None and self.precision == "float64" and self._nearest() < CEILING:
             found = self._search_in_float32(right)
-            if found is not None and found[0].hypothesis is RIGHT:
+            if found is not None and found[0].explanation is RIGHT:
                 return self._precise_to_float32(right, notes)
             if found is not None:
                 notes.append("the answer has the precision of float32 only")
@@ -159,8 +165,8 @@ class Examination:
 
     def _runs_away(self) -> bool:
         """Whether the support loss has grown out of all proportion."""
-        path = follow(self.problem, Forward(), whole=False)
-        first, last = (float(path.support(s).value.mean()) for s in (0, path.n_steps))
+        loop = run_loop(self.problem, Forward(), whole=False)
+        first, last = (float(loop.support(s).value.mean()) for s in (0, loop.n_steps))
         return not last <= RUN_AWAY * abs(first)
 
     def _weigh_evidence(self) -> list[str]:
@@ -168,18 +174,18 @@ class Examination:
         if not self.evidence:
             return []
         allowed = self.evidence.tolerance(self.precision)
-        for name, misfit in self.evidence.misfits(follow(self.problem, Forward())).items():
+        for name, misfit in self.evidence.misfits(run_loop(self.problem, Forward())).items():
             self.checks[name] = misfit, misfit <= allowed
         factors = [1.0 if part is None else factor_of(part) for part in self.factors]
-        self.admit = lambda path: all(
-            misfit <= allowed for misfit in self.evidence.misfits(path, factors).values()
+        self.admit = lambda loop: all(
+            misfit <= allowed for misfit in self.evidence.misfits(loop, factors).values()
         )
         where = self.evidence.first_difference(allowed)
         return [where] if where else []
 
-    def _admitted(self, hypothesis: Hypothesis) -> bool:
+    def _admitted(self, explanation: Explanation) -> bool:
         """Whether the evidence allows it."""
-        return self.admit is None or self.admit(follow(self.problem, hypothesis.recipe.forward))
+        return self.admit is None or self.admit(run_loop(self.problem, explanation.recipe.forward))
 
     def _search(self, right: Candidate) -> tuple[Candidate, list[Candidate]] | None:
         """The best explanation with its ties: from the simplest on, and no further than one fits."""
@@ -232,7 +238,7 @@ class Examination:
             return
         yield from self._times_any(RIGHT)
         for chosen in self.known.fits.near(self.c, self.admit):
-            row = evaluate(self.problem, chosen.recipe)
+            row = gradient_by(self.problem, chosen.recipe)
             yield from self._looked_at([chosen], row[None])
 
     def _block_by_block(self) -> Iterator[Candidate]:
@@ -243,31 +249,39 @@ class Examination:
         if "right" not in looks or not set(looks) <= {"right", "zero", "first order"}:
             return
         parts = [
-            (FAULTS[id], Variant({"finish": ((what, tuple(looks[what])),)}, ", ".join(looks[what])))
-            for what, id in (("zero", "block_zero"), ("first order", "block_first_order"))
+            (
+                FAULTS[id],
+                Variant(Assembly(finish=(change(tuple(looks[what])),)), ", ".join(looks[what])),
+            )
+            for what, id, change in (
+                ("zero", "block_zero", SetToZero),
+                ("first order", "block_first_order", DropSecondOrder),
+            )
             if what in looks
         ]
-        hypothesis = Hypothesis.of(*parts)
-        if self._admitted(hypothesis):
-            yield from self._looked_at([hypothesis], evaluate(self.problem, hypothesis.recipe)[None])
+        explanation = Explanation.of(*parts)
+        if self._admitted(explanation):
+            yield from self._looked_at(
+                [explanation], gradient_by(self.problem, explanation.recipe)[None]
+            )
 
     # --- comparing ------------------------------------------------------------------------------
 
     def _of_level(self, name: str) -> Iterator[Candidate]:
-        for hypotheses, rows in self.known.level(name, self.admit):
-            yield from self._looked_at(hypotheses, rows)
+        for explanations, rows in self.known.level(name, self.admit):
+            yield from self._looked_at(explanations, rows)
 
-    def _looked_at(self, hypotheses: Sequence[Hypothesis], rows: Array) -> Iterator[Candidate]:
+    def _looked_at(self, explanations: Sequence[Explanation], rows: Array) -> Iterator[Candidate]:
         """The nearest of many, each with the factors that have a name."""
         c = self.c
-        self.n_tried += len(hypotheses) * len(self.factors)
+        self.n_tried += len(explanations) * len(self.factors)
         lengths = np.linalg.norm(rows, axis=1)
         cosine = rows @ (c / np.linalg.norm(c)) / lengths
         share = np.linalg.norm(c) / lengths
         for i in np.argsort(-np.abs(cosine))[:MOST_LOOKED_AT]:
             # Else the tangent of the angle, which is the misfit with the best factor, is too large.
             if np.abs(cosine[i]) * np.sqrt(1 + AT_FIRST_SIGHT**2) > 1 - 1e-6:
-                self.aligned.append((np.abs(cosine[i]), hypotheses[i], rows[i].copy()))
+                self.aligned.append((np.abs(cosine[i]), explanations[i], rows[i].copy()))
         if len(self.aligned) >= 2 * self._room:
             self.aligned = sorted(self.aligned, key=lambda one: -one[0])[: self._room]
         for part in self.factors:
@@ -278,18 +292,18 @@ class Examination:
             r[~np.isfinite(r)] = np.inf
             near = np.flatnonzero(r < AT_FIRST_SIGHT)
             for i in near[np.argsort(r[near])[:MOST_LOOKED_AT]]:
-                hypothesis = hypotheses[i] if part is None else hypotheses[i] + part
+                explanation = explanations[i] if part is None else explanations[i] + part
                 prediction = factor * rows[i]
-                yield Candidate(hypothesis, prediction, relative(c, prediction))
+                yield Candidate(explanation, prediction, relative(c, prediction))
 
-    def _times_any(self, only: Hypothesis | None = None) -> Iterator[Candidate]:
+    def _times_any(self, only: Explanation | None = None) -> Iterator[Candidate]:
         """What has nearly the answer's direction, times the factor that suits best."""
         aligned = [one for one in self.aligned if only in (None, one[1])]
-        for _, hypothesis, p in aligned if self.problem.P >= FEWEST_PARAMETERS else ():
+        for _, explanation, p in aligned if self.problem.P >= FEWEST_PARAMETERS else ():
             factor = float(self.c @ p / (p @ p))
             beside = relative(self.c, factor * p) if factor else np.inf
             if beside <= AT_FIRST_SIGHT:
-                yield Candidate(hypothesis + any_factor(self.c, factor), factor * p, beside)
+                yield Candidate(explanation + any_factor(self.c, factor), factor * p, beside)
         if only is None:
             self.aligned = []
 
@@ -308,15 +322,15 @@ class Examination:
         """What agrees, and the others that cannot be told from it here."""
         order = sorted(self.seen, key=lambda one: one.misfit)
         # What is right comes first: an answer that agrees with it is right, whatever else agrees.
-        for best in sorted(order[:MOST_LOOKED_AT], key=lambda one: one.hypothesis is not RIGHT):
+        for best in sorted(order[:MOST_LOOKED_AT], key=lambda one: one.explanation is not RIGHT):
             if best.misfit > CEILING_OF_MISTAKES:  # no tolerance is larger
                 continue
-            tolerance = self.noise.tolerance(best.hypothesis.recipe, self.precision)
+            tolerance = self.noise.tolerance(best.explanation.recipe, self.precision)
             if best.misfit > tolerance:
                 continue
             same = [one for one in order if relative(one.prediction, best.prediction) <= tolerance]
             # Of what predicts the same, the simplest is named: fewest mistakes, first on the list.
-            same.sort(key=lambda one: complexity(one.hypothesis))
+            same.sort(key=lambda one: complexity(one.explanation))
             near = [one for one in order if one.misfit < CLEARLY * best.misfit and one not in same]
             return same[0], [*same[1:], *near]
         return None
@@ -324,27 +338,27 @@ class Examination:
     # --- reporting ------------------------------------------------------------------------------
 
     def _named(self, best: Candidate, same: list[Candidate], notes: list[str]) -> Diagnosis:
-        tolerance = self.noise.tolerance(best.hypothesis.recipe, self.precision)
+        tolerance = self.noise.tolerance(best.explanation.recipe, self.precision)
         near = {id(best), *(id(one) for one in same)}
-        named = set(best.hypothesis.ids)
+        named = set(best.explanation.ids)
         # The same with something more is no other explanation.
         others = [
             one
             for one in self.seen
-            if id(one) not in near and (not named or not named <= set(one.hypothesis.ids))
+            if id(one) not in near and (not named or not named <= set(one.explanation.ids))
         ]
         runner_up = min(others, key=lambda one: one.misfit, default=None)
         # With more mistakes than needed, or a factor that is free, everything can be explained.
-        fewest = max(len(best.hypothesis.parts), 1)
+        fewest = max(len(best.explanation.parts), 1)
         ties = [
             one.name
             for one in same
-            if len(one.hypothesis.parts) <= fewest and not named_freely(one.hypothesis)
+            if len(one.explanation.parts) <= fewest and not named_freely(one.explanation)
         ]
         ties = [name for name in dict.fromkeys(ties) if name != best.name]
         if ties:
-            notes = [*notes, what_would_tell(self.problem, best.hypothesis is RIGHT)]
-        right = best.hypothesis is RIGHT
+            notes = [*notes, what_would_tell(self.problem, best.explanation is RIGHT)]
+        right = best.explanation is RIGHT
         # Nobody is to be told of a mistake for having rounded a little more than expected.
         nearly = CLEARLY * self.noise.tolerance(Recipe(), self.precision)
         if not right and relative(self.c, self.g) <= nearly:
@@ -356,7 +370,7 @@ class Examination:
                 ties=(best.name, *ties),
                 notes=notes,
             )
-        parts = best.hypothesis.parts
+        parts = best.explanation.parts
         numbers = [variant.factor for _, variant in parts if variant.factor is not None]
         return self._report(
             "pass" if right else "fail",
@@ -408,7 +422,7 @@ class Examination:
         )
 
     def _blocks(self, tolerance: float) -> Iterator[BlockReport]:
-        first_order = evaluate(self.problem, Recipe().having({"curvature": 0.0}))
+        first_order = gradient_by(self.problem, Recipe().having(Backward(curvature=0.0)))
         whole = float(np.linalg.norm(self.g))
         for name, place in self.problem.blocks.items():
             c, g, q = self.c[place], self.g[place], first_order[place]

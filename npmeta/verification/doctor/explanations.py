@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby, product
+from itertools import combinations, product
 
-import numpy as np
-
-from npmeta._support.validation import Array
-from npmeta.verification.doctor.computation import (
-    Path,
-    follow,
-    handed_over,
-    over_tasks,
-    pull_back,
-)
+from npmeta.verification.doctor.assembly import ReptileUpdate
+from npmeta.verification.doctor.choices import Forward
 from npmeta.verification.doctor.faults import FAULTS, Fault, Variant
 from npmeta.verification.doctor.faults.normalised import NORMALISED
 from npmeta.verification.doctor.problem import Problem
-from npmeta.verification.doctor.recipe import Forward, Recipe
+from npmeta.verification.doctor.recipe import Recipe
 
 __all__ = [
     "RIGHT",
-    "Hypothesis",
+    "Explanation",
     "crowds",
     "is_large",
     "known_factors",
     "left_out",
     "pairs",
-    "predictions",
     "singles",
     "work",
 ]
@@ -61,35 +51,35 @@ CALLS = 2_000
 
 
 @dataclass(frozen=True)
-class Hypothesis:
+class Explanation:
     """Mistakes made together, and the recipe that they make."""
 
     parts: tuple[tuple[Fault, Variant], ...]
     recipe: Recipe
 
     @staticmethod
-    def of(*parts: tuple[Fault, Variant]) -> Hypothesis:
+    def of(*parts: tuple[Fault, Variant]) -> Explanation:
         recipe = Recipe()
         for _, variant in parts:
-            recipe = recipe.having(variant.changes)
-        return Hypothesis(parts, recipe)
+            recipe = recipe.having(variant.choices)
+        return Explanation(parts, recipe)
 
     @property
     def ids(self) -> tuple[str, ...]:
         return tuple(fault.id for fault, _ in self.parts)
 
-    def __add__(self, part: tuple[Fault, Variant]) -> Hypothesis:
-        return Hypothesis.of(*self.parts, part)
+    def __add__(self, part: tuple[Fault, Variant]) -> Explanation:
+        return Explanation.of(*self.parts, part)
 
 
 #: That nothing went wrong.
-RIGHT = Hypothesis((), Recipe())
+RIGHT = Explanation((), Recipe())
 
 
-def singles(problem: Problem) -> list[Hypothesis]:
+def singles(problem: Problem) -> list[Explanation]:
     """Every mistake but the factors, in every form that it has on the problem."""
     return [
-        Hypothesis.of((fault, variant))
+        Explanation.of((fault, variant))
         for fault in FAULTS.values()
         if fault.stage != "scale" and fault.id not in FOUND_OTHERWISE
         for variant in fault.variants(problem)
@@ -106,7 +96,7 @@ def known_factors(problem: Problem) -> list[tuple[Fault, Variant]]:
     ]
 
 
-def pairs(problem: Problem) -> list[Hypothesis]:
+def pairs(problem: Problem) -> list[Explanation]:
     """Two mistakes at once, of those that leave each other room."""
     likely = {"lr_factor", "adapted"}
     every, large = work(problem) <= MOST_FOR_ALL_PAIRS, is_large(problem)
@@ -117,14 +107,14 @@ def pairs(problem: Problem) -> list[Hypothesis]:
             continue
         if large:
             if _costs_little(a, b):
-                found.append(Hypothesis.of(a, b))
+                found.append(Explanation.of(a, b))
             continue
         changed = {*a[1].changes, *b[1].changes}
         first_order = "first_order" in (a[0].id, b[0].id)
         all_of_them = every and (_of_norm(a) == _of_norm(b) or first_order)
         # What is done after the tasks' gradients are known costs nothing.
         if all_of_them or changed & likely or "assembly" in (a[0].stage, b[0].stage):
-            found.append(Hypothesis.of(a, b))
+            found.append(Explanation.of(a, b))
     return found
 
 
@@ -183,33 +173,33 @@ def _go_together(a: tuple[Fault, Variant], b: tuple[Fault, Variant]) -> bool:
         return set(changes) <= OF_NO_INNER_LOOP
     if str(changes.get("start", "")).endswith("graph"):  # then the tasks' gradients are one
         return not {"tasks", "first", "second"} & set(changes)
-    if changes.get("statistics") == ("over", "all tasks") and {"start", "momentum_survives"} & {
-        *changes
-    }:
-        return False  # one task after another
+    forwards = [part[1].choices for part in (a, b) if isinstance(part[1].choices, Forward)]
+    if any(one.tasks_meet for one in forwards) and any(one.task_by_task for one in forwards):
+        return False
     # Reptile takes no derivative.
-    return changes.get("tasks", ("",))[0] != "reptile" or "backward" not in (a[0].stage, b[0].stage)
+    reptile = isinstance(changes.get("tasks"), ReptileUpdate)
+    return not (reptile and "backward" in (a[0].stage, b[0].stage))
 
 
-def crowds(problem: Problem) -> list[Hypothesis]:
+def crowds(problem: Problem) -> list[Explanation]:
     """Three and more at once: step-size factor × steps × routing × what is adapted × way back."""
     if work(problem) > MOST_FOR_CROWDS:
         return []
-    groups: list[list[Hypothesis]] = [[], [], [], [], []]
-    for hypothesis in singles(problem):
-        ((fault, variant),) = hypothesis.parts
+    groups: list[list[Explanation]] = [[], [], [], [], []]
+    for explanation in singles(problem):
+        ((fault, variant),) = explanation.parts
         names = set(variant.changes)
         if fault.id in RARE_STEP_SIZES or _of_norm((fault, variant)):
-            continue  # every step-size factor is a thousand hypotheses
+            continue  # every step-size factor is a thousand explanations
         for group, keys in enumerate(
             ({"lr_factor"}, {"extra_steps"}, {"adapt_on", "score_on"}, {"adapted"})
         ):
             if names <= keys:
-                groups[group].append(hypothesis)
-        if fault.stage == "backward" and hypothesis.ids not in [h.ids for h in groups[4]]:
-            groups[4].append(hypothesis)  # in its first form
+                groups[group].append(explanation)
+        if fault.stage == "backward" and explanation.ids not in [h.ids for h in groups[4]]:
+            groups[4].append(explanation)  # in its first form
     return [
-        Hypothesis.of(*(part for one in chosen if one for part in one.parts))
+        Explanation.of(*(part for one in chosen if one for part in one.parts))
         for chosen in product(*([None, *group] for group in groups))
         if sum(one is not None for one in chosen) > 2
     ]
@@ -218,65 +208,3 @@ def crowds(problem: Problem) -> list[Hypothesis]:
 def work(problem: Problem) -> int:
     """What one inner loop costs, in units of a number that is computed."""
     return (problem.T * problem.P + CALLS) * (problem.S + 1)
-
-
-def predictions(
-    problem: Problem,
-    hypotheses: Sequence[Hypothesis],
-    admit: Callable[[Path], bool] | None = None,
-    chunk: int = 2_000_000,
-) -> Iterator[tuple[list[Hypothesis], Array]]:
-    """What each would make of the gradient: hypotheses and their rows ``(n, P)``, some at a time.
-
-    ``admit`` says whether an inner loop may be the one. Hypotheses whose prediction is not finite, or
-    zero, are left out.
-    """
-    kept: list[Hypothesis] = []
-    rows: list[Array] = []
-    for hypothesis, row in _one_by_one(problem, hypotheses, admit):
-        kept.append(hypothesis)
-        rows.append(row)
-        if len(rows) * problem.P > chunk:
-            yield kept, np.array(rows)
-            kept, rows = [], []
-    if rows:
-        yield kept, np.array(rows)
-
-
-def _one_by_one(
-    problem: Problem, hypotheses: Sequence[Hypothesis], admit: Callable[[Path], bool] | None
-) -> Iterator[tuple[Hypothesis, Array]]:
-    """Each with its prediction; inner loops, ways back and sums over tasks are made once."""
-
-    def order(hypothesis: Hypothesis) -> tuple[str, str, str]:
-        recipe = hypothesis.recipe
-        return repr(recipe.forward), repr(recipe.backward), repr(recipe.tasks)
-
-    ordered = sorted(hypotheses, key=order)
-    for forward, group in groupby(ordered, key=lambda h: h.recipe.forward):
-        yield from _of_one_loop(problem, forward, group, admit)
-
-
-def _of_one_loop(
-    problem: Problem,
-    forward: Forward,
-    group: Iterator[Hypothesis],
-    admit: Callable[[Path], bool] | None,
-) -> Iterator[tuple[Hypothesis, Array]]:
-    with np.errstate(all="ignore"):
-        path = follow(problem, forward, whole=admit is not None)
-        admitted = np.isfinite(path.points[-1]).all() and (admit is None or admit(path))
-    if not admitted:
-        return
-    for backward, same_way_back in groupby(group, key=lambda h: h.recipe.backward):
-        with np.errstate(all="ignore"):
-            per_task = pull_back(path, backward)
-            total = path.total(per_task)
-        for tasks, same_tasks in groupby(same_way_back, key=lambda h: h.recipe.tasks):
-            with np.errstate(all="ignore"):
-                gradient = over_tasks(problem, path, tasks, per_task, total)
-            for hypothesis in same_tasks:
-                with np.errstate(all="ignore"):
-                    row = handed_over(problem, path, gradient, hypothesis.recipe.finish)
-                if np.isfinite(row).all() and row.any():
-                    yield hypothesis, row

@@ -8,13 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from npmeta._support.validation import Array
-from npmeta.verification.doctor.computation import Path, evaluate, follow
-from npmeta.verification.doctor.explanations import MOST_FOR_ALL_PAIRS, Hypothesis, is_large, work
+from npmeta.verification.doctor.assembly import (
+    AddDecay,
+    Assembly,
+    AtUpdatedTheta,
+    ClipValues,
+    OuterStep,
+    StepPerTask,
+)
+from npmeta.verification.doctor.choices import Backward, Forward
+from npmeta.verification.doctor.explanations import MOST_FOR_ALL_PAIRS, Explanation, is_large, work
 from npmeta.verification.doctor.faults import FAULTS, Variant
+from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
 from npmeta.verification.doctor.problem import Problem
-from npmeta.verification.doctor.recipe import Recipe
+from npmeta.verification.doctor.recipe import Choices, Recipe, gradient_by
 
-__all__ = ["Fits"]
+__all__ = ["FittedNumbers"]
 
 #: A fit begins at the best of these. Round numbers are met exactly: far from the right step size a
 #: gradient may change so fast that a fit finds nothing else, and behind a kink the slope leads astray.
@@ -33,10 +42,10 @@ HOPELESS = 0.7
 
 @dataclass(frozen=True)
 class _Family:
-    """A mistake, the choices it makes for a number, and the numbers to begin at."""
+    """A mistake, what it chooses for a number, and the numbers to begin at."""
 
     id: str
-    changes: Callable[[float], dict[str, object]]
+    choices: Callable[[float], Choices]
     grid: Array
 
 
@@ -45,33 +54,33 @@ def _families(problem: Problem) -> Iterator[_Family]:
     factors = FACTORS if work(problem) <= MOST_FOR_ALL_PAIRS else EVEN[few]
     even, small = EVEN[few], SMALL[few]
     if problem.S:
-        yield _Family("inner_lr", lambda x: {"lr_factor": x}, factors)
+        yield _Family("inner_lr", lambda x: Forward(lr_factor=x), factors)
         # A polynomial of degree S in its number: no surprises between the points of a coarse grid.
-        yield _Family("backward_lr", lambda x: {"curvature": x}, np.concatenate([-even, even]))
-        yield _Family("inner_weight_decay", lambda x: {"decay": x}, small)
+        yield _Family("backward_lr", lambda x: Backward(curvature=x), np.concatenate([-even, even]))
+        yield _Family("inner_weight_decay", lambda x: Forward(decay=x), small)
     if problem.S > 1:
-        yield _Family("inner_momentum", lambda x: {"momentum": x}, np.linspace(0.05, 1, 20)[few])
-    yield _Family("at_updated_theta", lambda x: {"finish": (("moved", x),)}, small)
+        yield _Family("inner_momentum", lambda x: Forward(momentum=x), np.linspace(0.05, 1, 20)[few])
+    yield _Family("at_updated_theta", lambda x: Assembly(outer=AtUpdatedTheta(x)), small)
     if problem.T > 1:
-        yield _Family("outer_step_per_task", lambda x: {"finish": (("a step a task", x),)}, small)
+        yield _Family("outer_step_per_task", lambda x: Assembly(outer=StepPerTask(x)), small)
 
 
-class Fits:
+class FittedNumbers:
     """Such mistakes on one problem. Where a fit may begin is computed once, for every answer."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._starts: dict[str, Array] = {}
 
-    def near(self, c: Array, admit: Callable[[Path], bool] | None = None) -> Iterator[Hypothesis]:
+    def near(self, c: Array, admit: Callable[[InnerLoop], bool] | None = None) -> Iterator[Explanation]:
         """Every such mistake with the number that fits ``c (P,)`` best, where one comes near."""
         for family in _families(self.problem):
             value = self._best(c / np.linalg.norm(c), family)
             if value is not None:
-                changes = family.changes(value)
-                if admit is None or admit(follow(self.problem, Recipe().having(changes).forward)):
-                    yield _hypothesis(family.id, changes, value)
-        if admit is None or admit(follow(self.problem, Recipe().forward)):
+                choices = family.choices(value)
+                if admit is None or admit(run_loop(self.problem, Recipe().having(choices).forward)):
+                    yield _explanation(family.id, choices, value)
+        if admit is None or admit(run_loop(self.problem, Recipe().forward)):
             yield from _linear(self.problem, c)
 
     def _best(self, u: Array, family: _Family) -> float | None:
@@ -101,30 +110,30 @@ class Fits:
 
     def _direction(self, family: _Family, x: float) -> Array:
         with np.errstate(all="ignore"):
-            p = evaluate(self.problem, Recipe().having(family.changes(x)))
+            p = gradient_by(self.problem, Recipe().having(family.choices(x)))
             length = np.linalg.norm(p)
         return p / length if np.isfinite(length) and length > 0 else np.zeros_like(p)
 
 
-def _hypothesis(id: str, changes: dict[str, object], value: float) -> Hypothesis:
-    return Hypothesis.of((FAULTS[id], Variant(changes, f"{value:.6g}", value, fitted=True)))
+def _explanation(id: str, choices: Choices, value: float) -> Explanation:
+    return Explanation.of((FAULTS[id], Variant(choices, f"{value:.6g}", value, fitted=True)))
 
 
-def _linear(problem: Problem, c: Array) -> Iterator[Hypothesis]:
+def _linear(problem: Problem, c: Array) -> Iterator[Explanation]:
     """Numbers that the answer is linear in."""
     g, theta = problem.gradient, problem.theta.astype(np.float64)
-    q = evaluate(problem, Recipe().having({"curvature": 0.0}))
+    q = gradient_by(problem, Recipe().having(Backward(curvature=0.0)))
     bent = g - q
     if theta.any():
         w = float((c - g) @ theta / (theta @ theta))
-        yield _hypothesis("outer_weight_decay", {"finish": (("decay", w),)}, w)
+        yield _explanation("outer_weight_decay", Assembly(finish=(AddDecay(w),)), w)
         beta = float((theta - c) @ g / (g @ g))
-        yield _hypothesis("updated_theta", {"finish": (("step", beta),)}, beta)
+        yield _explanation("updated_theta", Assembly(finish=(OuterStep(beta),)), beta)
     if bent.any():
         weight = float((c - q) @ bent / (bent @ bent))
-        yield _hypothesis("second_order_weight", {"second": weight}, weight)
+        yield _explanation("second_order_weight", Backward(second=weight), weight)
     largest = float(np.abs(c).max())
     nearly = 1 - 1e-6
     # Several entries at the limit, or one that would be the largest and has come down to it.
     if (np.abs(c) >= nearly * largest).sum() > 1 or largest < nearly * np.abs(g).max():
-        yield _hypothesis("values_clipped", {"finish": (("clip", largest),)}, largest)
+        yield _explanation("values_clipped", Assembly(finish=(ClipValues(largest),)), largest)

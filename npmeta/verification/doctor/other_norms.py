@@ -29,16 +29,24 @@ from npmeta.network.normalisation import EPS, Normalised, Standardised, _rows
 from npmeta.network.parts import PreActivation
 from npmeta.network.weights import Layer, OuterSum
 
-__all__ = ["Norm", "OtherNorm", "Statistics", "first_rows", "fresh", "running", "statistics_of"]
+__all__ = [
+    "MeanAndVariance",
+    "NormRule",
+    "OtherNorm",
+    "first_rows",
+    "fresh",
+    "running",
+    "statistics_of",
+]
 
 #: The mean and the variance, each ``(1 or T, 1 or rows, 1 or n)``.
-Statistics = tuple[Array, Array]
+MeanAndVariance = tuple[Array, Array]
 #: What each normalisation takes the mean over.
 AXES = {"batch": (1,), "layer": (2,), "rows and units": (1, 2), "all tasks": (0, 1)}
 
 
 @dataclass(frozen=True)
-class Norm:
+class NormRule:
     """How something is normalised.
 
     Attributes
@@ -101,7 +109,7 @@ class _Dot(NamedTuple):
 
 
 class _Otherwise(Standardised):
-    """z normalised by a :class:`Norm`; its γ and β, and their gradients, as ever."""
+    """z normalised by a :class:`NormRule`; its γ and β, and their gradients, as ever."""
 
     def __init__(self, block: _Block, z: Array) -> None:
         self.block, self.how = block, block.how
@@ -111,7 +119,7 @@ class _Otherwise(Standardised):
             variance = k * how.mean((z - mean) ** 2)
         else:
             mean, variance = (part.astype(z.dtype) for part in block.fixed)
-        self.statistics: Statistics = mean, variance
+        self.statistics: MeanAndVariance = mean, variance
         if how.eps_on == "variance":
             deviation = self.sigma = np.sqrt(variance + how.eps)
         else:
@@ -211,9 +219,9 @@ class _After(PreActivation):
 
 @dataclass(frozen=True, kw_only=True)
 class _Block(Normalised):
-    how: Norm
+    how: NormRule
     activation: Activation
-    fixed: Statistics | None
+    fixed: MeanAndVariance | None
 
     def between(self, z: Array) -> PreActivation:
         return (_After if self.how.after else _Otherwise)(self, z)
@@ -225,12 +233,14 @@ class OtherNorm(MLP):
     Parameters
     ----------
     model : MLP
-    how : Norm
-    fixed : sequence of Statistics, optional
+    how : NormRule
+    fixed : sequence of MeanAndVariance, optional
         Those of each hidden layer, where they are not those of the rows at hand.
     """
 
-    def __init__(self, model: MLP, how: Norm, fixed: Sequence[Statistics | None] | None = None) -> None:
+    def __init__(
+        self, model: MLP, how: NormRule, fixed: Sequence[MeanAndVariance | None] | None = None
+    ) -> None:
         activations = ["identity"] * (model.n_layers - 1) if how.after else list(model.activations)
         super().__init__(model.widths, activations, norm=model.norm, adapt_norm=model.adapt_norm)
         self.model, self.how = model, how
@@ -248,30 +258,30 @@ class OtherNorm(MLP):
             last,
         ]
 
-    def having(self, fixed: Sequence[Statistics] | None = None, **changes: Any) -> OtherNorm:
+    def having(self, fixed: Sequence[MeanAndVariance] | None = None, **changes: Any) -> OtherNorm:
         """The same network, normalised in yet another way."""
         return OtherNorm(self.model, replace(self.how, **changes), fixed)
 
 
-def fresh(model: MLP) -> list[Statistics]:
-    """Statistics of modules that have seen no row, for every hidden layer."""
+def fresh(model: MLP) -> list[MeanAndVariance]:
+    """MeanAndVariance of modules that have seen no row, for every hidden layer."""
     return [(np.zeros(()), np.ones(()))] * (model.n_layers - 1)
 
 
-def statistics_of(risk: Risk, phi: Array, x: Array) -> list[Statistics]:
+def statistics_of(risk: Risk, phi: Array, x: Array) -> list[MeanAndVariance]:
     """Means and variances of every hidden layer on rows ``x (T, rows, n_in)``."""
     at = forward(risk.model.layers(phi), risk.model.activations, x)
     return [pre.statistics for pre in at.pre if isinstance(pre, _Otherwise | _After)]
 
 
 def running(
-    passes: Sequence[Sequence[Statistics]], rows: int, momentum: float, unbiased: bool, kept: bool
-) -> list[Statistics]:
+    passes: Sequence[Sequence[MeanAndVariance]], rows: int, momentum: float, unbiased: bool, kept: bool
+) -> list[MeanAndVariance]:
     """Running averages over the passes on the support sets, from mean 0 and variance 1 on.
 
     Parameters
     ----------
-    passes : sequence of sequences of Statistics
+    passes : sequence of sequences of MeanAndVariance
         For every pass those of every hidden layer, ``(T, 1, n)``.
     rows : int
         Rows of a support set.

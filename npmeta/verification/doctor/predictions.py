@@ -1,38 +1,28 @@
-"""What may explain an answer: hypotheses with their predictions, and an order among them."""
+"""What explanations would make of the gradient of a problem, computed once for every answer to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 
 from npmeta._support.validation import Array
-from npmeta.verification.doctor.computation import Path
-from npmeta.verification.doctor.explanations import Hypothesis, crowds, pairs, predictions, singles
-from npmeta.verification.doctor.faults import FAULTS, Fault, Variant
-from npmeta.verification.doctor.faults.scale import CLIP_NORMS
-from npmeta.verification.doctor.fitted_numbers import Fits
+from npmeta.verification.doctor.assembly import TaskGradients, finished
+from npmeta.verification.doctor.choices import Forward
+from npmeta.verification.doctor.explanations import Explanation, crowds, pairs, singles
+from npmeta.verification.doctor.fitted_numbers import FittedNumbers
+from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
 from npmeta.verification.doctor.problem import Problem
-from npmeta.verification.doctor.recipe import Forward
 from npmeta.verification.doctor.rounding import Noise
+from npmeta.verification.doctor.way_back import pull_back
 
-__all__ = [
-    "FEWEST_PARAMETERS",
-    "LOOPS",
-    "Candidate",
-    "Known",
-    "any_factor",
-    "complexity",
-    "factor_of",
-    "named_freely",
-]
+__all__ = ["FEWEST_PARAMETERS", "LOOPS", "Predictions", "predictions"]
 
 #: Numbers in predictions that are kept for the next answer to the same problem.
 MOST_KEPT = 8_000_000
 #: With fewer parameters than this a free factor, or a mistake out of thousands, fits too easily.
 FEWEST_PARAMETERS = 8
-
 
 #: Single mistakes in the order of what their inner loops cost.
 LOOPS: dict[str, Callable[[Forward], bool]] = {
@@ -42,93 +32,103 @@ LOOPS: dict[str, Callable[[Forward], bool]] = {
 }
 
 
-class Known:
+class Predictions:
     """What is computed once of a problem, for every answer to it.
 
     Attributes
     ----------
     problem : Problem
     noise : Noise
-    fits : Fits
+    fits : FittedNumbers
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.noise = Noise(problem)
-        self.fits = Fits(problem)
-        self._kept: dict[str, list[tuple[list[Hypothesis], Array]]] = {}
+        self.fits = FittedNumbers(problem)
+        self._kept: dict[str, list[tuple[list[Explanation], Array]]] = {}
 
     def level(
-        self, name: str, admit: Callable[[Path], bool] | None
-    ) -> Iterable[tuple[list[Hypothesis], Array]]:
-        """Hypotheses of a level with their predictions; those for every inner loop are kept."""
+        self, name: str, admit: Callable[[InnerLoop], bool] | None
+    ) -> Iterable[tuple[list[Explanation], Array]]:
+        """Explanations of a level with their predictions; those for every inner loop are kept."""
         if name in self._kept and admit is None:
             return self._kept[name]
         if name in ("singles", *LOOPS):
-            hypotheses = [
+            explanations = [
                 one
                 for one in singles(self.problem)
                 if name == "singles" or LOOPS[name](one.recipe.forward)
             ]
         elif self.problem.P < FEWEST_PARAMETERS:
-            hypotheses = []
+            explanations = []
         else:
-            hypotheses = {"pairs": pairs, "crowds": crowds}[name](self.problem)
+            explanations = {"pairs": pairs, "crowds": crowds}[name](self.problem)
         if admit is not None:
-            return predictions(self.problem, hypotheses, admit)
-        if len(hypotheses) * self.problem.P > MOST_KEPT:
-            return predictions(self.problem, hypotheses)
-        self._kept[name] = list(predictions(self.problem, hypotheses))
+            return predictions(self.problem, explanations, admit)
+        if len(explanations) * self.problem.P > MOST_KEPT:
+            return predictions(self.problem, explanations)
+        self._kept[name] = list(predictions(self.problem, explanations))
         return self._kept[name]
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A hypothesis whose prediction has been compared with the answer."""
+def predictions(
+    problem: Problem,
+    explanations: Sequence[Explanation],
+    admit: Callable[[InnerLoop], bool] | None = None,
+    chunk: int = 2_000_000,
+) -> Iterator[tuple[list[Explanation], Array]]:
+    """What each would make of the gradient: explanations and their rows ``(n, P)``, some at a time.
 
-    hypothesis: Hypothesis
-    prediction: Array
-    misfit: float
-
-    @property
-    def name(self) -> str:
-        """Ids, joined."""
-        return " + ".join(self.hypothesis.ids) or "right"
-
-
-def factor_of(part: tuple[Fault, Variant]) -> float:
-    """What a mistake of scale multiplies by."""
-    assert part[1].factor is not None
-    return part[1].factor
-
-
-def complexity(hypothesis: Hypothesis) -> tuple[bool, int, bool, list[int]]:
-    """An order from the simplest explanation on: fewest mistakes, and first on the list.
-
-    A factor on what is right comes before other numbers that are fitted, one on a mistake is last.
+    ``admit`` says whether an inner loop may be the one. Explanations whose prediction is not finite, or
+    zero, are left out.
     """
-    ids, free, n = list(FAULTS), named_freely(hypothesis), len(hypothesis.parts)
-    fitted = any(variant.fitted for _, variant in hypothesis.parts)
-    return (
-        free and n > 1,
-        n,
-        fitted and not free,
-        [ids.index(id) for id in hypothesis.ids],
-    )
+    kept: list[Explanation] = []
+    rows: list[Array] = []
+    for explanation, row in _one_by_one(problem, explanations, admit):
+        kept.append(explanation)
+        rows.append(row)
+        if len(rows) * problem.P > chunk:
+            yield kept, np.array(rows)
+            kept, rows = [], []
+    if rows:
+        yield kept, np.array(rows)
 
 
-def any_factor(c: Array, factor: float) -> tuple[Fault, Variant]:
-    """The mistake that a factor without a name is."""
-    norm = float(np.linalg.norm(c))
-    # A norm that is round to more digits than chance gives, and smaller than it was.
-    for limit in CLIP_NORMS:
-        if abs(norm - limit) <= 1e-4 * limit and 0 < factor < 1:
-            finish = (("norm", limit),)
-            return FAULTS["norm_clipped"], Variant({"finish": finish}, f"to {limit:g}", limit)
-    id = "scaled" if factor > 0 else "update"
-    return FAULTS[id], Variant({"finish": (("times", factor),)}, "", factor)
+def _one_by_one(
+    problem: Problem, explanations: Sequence[Explanation], admit: Callable[[InnerLoop], bool] | None
+) -> Iterator[tuple[Explanation, Array]]:
+    """Each with its prediction; inner loops, ways back and sums over tasks are made once."""
+
+    def order(explanation: Explanation) -> tuple[str, str, str]:
+        recipe = explanation.recipe
+        return repr(recipe.forward), repr(recipe.backward), repr(recipe.assembly.tasks)
+
+    ordered = sorted(explanations, key=order)
+    for forward, group in groupby(ordered, key=lambda h: h.recipe.forward):
+        yield from _of_one_loop(problem, forward, group, admit)
 
 
-def named_freely(hypothesis: Hypothesis) -> bool:
-    """Whether it has a factor without a name."""
-    return any(fault.id in ("scaled", "update") for fault, _ in hypothesis.parts)
+def _of_one_loop(
+    problem: Problem,
+    forward: Forward,
+    group: Iterator[Explanation],
+    admit: Callable[[InnerLoop], bool] | None,
+) -> Iterator[tuple[Explanation, Array]]:
+    with np.errstate(all="ignore"):
+        loop = run_loop(problem, forward, whole=admit is not None)
+        admitted = np.isfinite(loop.points[-1]).all() and (admit is None or admit(loop))
+    if not admitted:
+        return
+    for backward, same_way_back in groupby(group, key=lambda h: h.recipe.backward):
+        with np.errstate(all="ignore"):
+            per_task = pull_back(loop, backward)
+            tasks = TaskGradients(problem, loop, per_task, loop.total(per_task))
+        for over_tasks, same in groupby(same_way_back, key=lambda h: h.recipe.assembly.tasks):
+            with np.errstate(all="ignore"):
+                gradient = over_tasks.join(tasks)
+            for explanation in same:
+                with np.errstate(all="ignore"):
+                    row = finished(gradient, explanation.recipe.assembly, tasks)
+                if np.isfinite(row).all() and row.any():
+                    yield explanation, row

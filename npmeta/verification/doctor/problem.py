@@ -15,7 +15,7 @@ from npmeta.bilevel.adaptation import StepSizes
 from npmeta.bilevel.objective import Batch, Risk
 from npmeta.network.mlp import MLP
 from npmeta.tasks import TaskBatch
-from npmeta.verification.doctor.row_space import Spans
+from npmeta.verification.doctor.row_space import RowSpace
 from npmeta.verification.oracles.meta_loss import check_maml
 
 __all__ = ["Problem"]
@@ -159,13 +159,13 @@ class Problem:
         return sizes if len(sizes) > 1 else np.repeat(sizes, max(self.S, 1), axis=0)
 
     @cached_property
-    def spans(self) -> Spans | None:
+    def row_space(self) -> RowSpace | None:
         """The same in float64, in coordinates of the tasks' rows, where inputs are wide."""
         if self.risk is None:
             return None
         float64 = np.dtype(np.float64)
         theta = self.theta.astype(float64)
-        return Spans.of(self.risk, theta, self.step_sizes(float64), *self.batches(float64))
+        return RowSpace.of(self.risk, theta, self.step_sizes(float64), *self.batches(float64))
 
     @cached_property
     def gradient(self) -> Array:

@@ -11,9 +11,9 @@ from npmeta.algorithms import MAML
 from npmeta.network.activations import Activation
 from npmeta.network.mlp import MLP
 from npmeta.tasks import TaskBatch
-from npmeta.verification.doctor.computation import evaluate
+from npmeta.verification.doctor.choices import Forward
 from npmeta.verification.doctor.problem import Problem
-from npmeta.verification.doctor.recipe import Recipe
+from npmeta.verification.doctor.recipe import Recipe, gradient_by
 
 __all__ = ["Noise", "relative"]
 
@@ -68,15 +68,15 @@ class Noise:
 
     def _measure(self, recipe: Recipe, precision: str) -> float:
         with np.errstate(all="ignore"):
-            expected = evaluate(self.problem, recipe)
+            expected = gradient_by(self.problem, recipe)
             moved = [
-                relative(evaluate(self._moved(shake), recipe), expected)
+                relative(gradient_by(self._moved(shake), recipe), expected)
                 * min(1.0, float(np.finfo(precision).eps) / shake)
                 for shake in SHAKES[precision]
             ]
             if precision == "float32":
-                rounded = replace(recipe, dtype="float32")
-                moved.append(relative(evaluate(self.problem, rounded), expected))
+                rounded = recipe.having(Forward(dtype="float32"))
+                moved.append(relative(gradient_by(self.problem, rounded), expected))
         return SAFETY * max(moved) if np.isfinite(moved).all() else np.inf
 
     def _moved(self, shake: float) -> Problem:

@@ -17,14 +17,14 @@ from npmeta._support.validation import Array
 from npmeta.bilevel.objective import Batch, Risk
 from npmeta.network.mlp import MLP
 
-__all__ = ["Spans"]
+__all__ = ["RowSpace"]
 
 #: Less is saved than it costs where the span is wider than this share of the inputs.
 WIDEST = 0.25
 
 
 @dataclass(frozen=True, eq=False)
-class Spans:
+class RowSpace:
     """Inner loops in such coordinates; P′ is the number of parameters that is left.
 
     Attributes
@@ -41,7 +41,9 @@ class Spans:
     step_sizes: Array
 
     @staticmethod
-    def of(risk: Risk, theta: Array, step_sizes: Array, support: Batch, query: Batch) -> Spans | None:
+    def of(
+        risk: Risk, theta: Array, step_sizes: Array, support: Batch, query: Batch
+    ) -> RowSpace | None:
         """None where there is nothing to be saved, or a step size differs between inputs."""
         model = risk.model
         x, n, first = support[0], model.widths[0], model.places["0.weight"]
@@ -54,7 +56,7 @@ class Spans:
         bases = np.linalg.qr(np.concatenate(rows, axis=1).swapaxes(1, 2)).Q
         T, _, r = bases.shape
         W = bases.swapaxes(1, 2) @ theta[first].reshape(n, -1)
-        return Spans(
+        return RowSpace(
             Risk(MLP([r, *model.widths[1:]], list(model.activations)), risk.loss),
             bases,
             np.concatenate([W.reshape(T, -1), np.tile(theta[first.stop :], (T, 1))], axis=1),

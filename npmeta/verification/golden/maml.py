@@ -17,11 +17,11 @@ import numpy as np
 from npmeta._support.validation import Array
 from npmeta.algorithms import MAML
 from npmeta.network.mlp import forward
-from npmeta.verification.doctor.computation import evaluate
+from npmeta.verification.doctor.choices import Backward
 from npmeta.verification.doctor.faults import FAULTS
 from npmeta.verification.doctor.files import described, named_arrays, tensors_of
 from npmeta.verification.doctor.problem import Problem
-from npmeta.verification.doctor.recipe import Recipe
+from npmeta.verification.doctor.recipe import Recipe, gradient_by
 from npmeta.verification.doctor.rounding import CEILING_OF_MISTAKES, Noise, relative
 from npmeta.verification.golden.families import SUITE_VERSION
 from npmeta.verification.golden.settings import Setting
@@ -168,14 +168,14 @@ class GoldenCase:
             g = problem.gradient
             form: dict[str, Any] = {"formula": "g", "detail": "", "factor": None}
             found[SECOND_ORDER] = _Wrong(g, relative(g, right), Recipe(), form)
-        base = Recipe().having({"curvature": 0.0} if first_order else {})
+        base = Recipe().having(Backward(curvature=0.0)) if first_order else Recipe()
         for fault in FAULTS.values():
             if first_order and fault.stage == "backward":
                 continue  # a mistake in what is left out
             for variant in list(fault.variants(problem))[:1]:
-                recipe = base.having(variant.changes)
+                recipe = base.having(variant.choices)
                 with np.errstate(all="ignore"):
-                    gradient = evaluate(problem, recipe)
+                    gradient = gradient_by(problem, recipe)
                     misfit = relative(gradient, right)
                 if np.isfinite(misfit):
                     form = {

@@ -294,6 +294,6 @@ def _check_complex_safe(meta_loss: MetaLoss) -> None:
         # Both are derivatives good to a dozen digits; what is not complex-safe is off in the first.
         if (np.isfinite(terms) & ~(off <= 1e-6 * terms)).any():
             raise ValueError(
-                f"{meta_loss.objective!r} is not complex-safe, or its gradient is not that of its value; "
-                f"products='difference' needs real parameters only, check_gradient tells which"
+                f"{meta_loss.objective!r} is not complex-safe, or its gradient is not that of its "
+                "value; products='difference' needs real parameters only, check_gradient tells which"
             )

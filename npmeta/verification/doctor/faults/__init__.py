@@ -1,4 +1,4 @@
-"""The known mistakes, by id: what each makes of the meta-gradient, how it comes about, what to do."""
+"""The known mistakes, by id: what each makes of the meta-gradient, and what is said of it."""
 
 from npmeta.verification.doctor.faults.assembly import ASSEMBLY
 from npmeta.verification.doctor.faults.backward import BACKWARD

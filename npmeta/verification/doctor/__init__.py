@@ -1,0 +1,1 @@
+"""Which mistake made a wrong meta-gradient: every known one computed, and compared with the answer."""
