@@ -26,9 +26,9 @@ from npmeta.verification.doctor.explanations import (
 from npmeta.verification.doctor.faults.normalised import NORMALISED
 from npmeta.verification.doctor.files import load_answers, load_problem, named_arrays, save_problem
 from npmeta.verification.doctor.inner_loop import run_loop
+from npmeta.verification.doctor.noise import Noise
 from npmeta.verification.doctor.predictions import predictions
 from npmeta.verification.doctor.recipe import Recipe, gradient_by
-from npmeta.verification.doctor.rounding import Noise
 
 
 def pose(

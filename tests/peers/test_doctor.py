@@ -12,8 +12,8 @@ import pytest
 import npmeta as nm
 from npmeta.verification import FAULTS, Doctor
 from npmeta.verification.doctor.faults.normalised import NORMALISED
+from npmeta.verification.doctor.noise import Noise
 from npmeta.verification.doctor.recipe import Recipe
-from npmeta.verification.doctor.rounding import Noise
 
 # one_thread is a fixture that every test of a module takes which has its name.
 from tests.peers.test_torch import TORCH_ACTIVATIONS, TORCH_LOSSES, one_thread  # noqa: F401

@@ -17,18 +17,15 @@ from npmeta._support.validation import (
     unmasked,
 )
 from npmeta.verification.oracles.differences import Difference
+from npmeta.verification.rounding import SAFETY_OF_DIFFERENCES, jittered, unit
 
-__all__ = ["SAFETY", "Function", "Layout", "ValueAndGradient", "derivative_bar", "why_wide"]
+__all__ = ["Function", "Layout", "ValueAndGradient", "derivative_bar", "why_wide"]
 
 #: ``x -> (value, gradient)``.
 ValueAndGradient: TypeAlias = Callable[[Any], tuple[Any, Any]]
 
-#: The bar is so many times the error a difference estimates of itself, and so many times what a few
-#: roundings of x do to what is checked.
-SAFETY_OF_DIFFERENCES, SAFETY = 10, 4
-
-#: Parameters are moved by up to so many roundings, in so many trials.
-ROUNDINGS, TRIALS = 8, 4
+#: Trials in which parameters are moved by a few roundings.
+TRIALS = 4
 
 
 class Layout:
@@ -121,14 +118,14 @@ class Function:
         parts = gradient.values() if isinstance(gradient, Mapping) else gradient
         several = isinstance(gradient, Mapping | list | tuple)
         dtypes = [np.asarray(part).dtype for part in (parts if several else [gradient])]
-        coarse = max((d for d in [self.layout.dtype, *dtypes] if d.kind == "f"), key=_eps)
+        coarse = max((d for d in [self.layout.dtype, *dtypes] if d.kind == "f"), key=unit)
         self.dtype = coarse if judged is None else judged
         self.value, self.gradient = self(self.layout.vector)
 
     @property
     def eps(self) -> float:
         """The rounding unit."""
-        return _eps(self.dtype)
+        return unit(self.dtype)
 
     def __call__(self, vector: Array) -> tuple[float, Array]:
         value, gradient = self._call(vector)
@@ -142,8 +139,7 @@ class Function:
 
     def moved(self, rng: np.random.Generator) -> Array:
         """x with every parameter moved by a few roundings."""
-        size = self.layout.sizes()
-        return self.layout.vector + ROUNDINGS * self.eps * size * rng.uniform(-1, 1, size=size.shape)
+        return jittered(self.layout.vector, self.layout.sizes(), rng, self.eps)
 
     def spread(self, of: Callable[[Array], Array]) -> Array:
         """How far a function of the vector moves, entry by entry, when x is moved so."""
@@ -151,10 +147,6 @@ class Function:
         away = [np.abs(of(self.moved(rng)) - here) for _ in range(TRIALS)]
         furthest: Array = np.max(away, axis=0)
         return furthest
-
-
-def _eps(dtype: np.dtype[Any]) -> float:
-    return float(np.finfo(dtype).eps)
 
 
 def derivative_bar(found: Difference, rounding: Array) -> tuple[Array, Array]:

@@ -16,7 +16,6 @@ from numpy.typing import DTypeLike
 from npmeta._support.validation import Array, as_generator, as_whole, check_function, shown
 from npmeta.network.distances import norm
 from npmeta.verification.checks.functions import (
-    SAFETY,
     Function,
     ValueAndGradient,
     derivative_bar,
@@ -24,6 +23,7 @@ from npmeta.verification.checks.functions import (
 )
 from npmeta.verification.checks.reports import Report, judge
 from npmeta.verification.oracles.differences import differentiate
+from npmeta.verification.rounding import SAFETY
 
 __all__ = ["check_batched", "check_deterministic", "check_gradient", "check_hvp"]
 

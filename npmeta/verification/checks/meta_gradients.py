@@ -18,11 +18,9 @@ from npmeta.tasks import TaskBatch
 from npmeta.verification.checks.reports import Finding, Report, Verdict, judge
 from npmeta.verification.oracles.kinks import at_kinks
 from npmeta.verification.oracles.references import Reference, meta_gradient
+from npmeta.verification.rounding import SAFETY, unit
 
 __all__ = ["SecondOrder", "blocks", "check_meta_gradient", "compare", "second_order"]
-
-#: The bar is so many times what a few roundings of the inputs do to the block.
-SAFETY = 4
 
 #: A block is zero by subtraction if it is below so many roundings of the whole gradient.
 ZERO = 100
@@ -188,7 +186,7 @@ def _finding(
     name: str, candidate: ArrayLike, exact: ArrayLike, error: ArrayLike, dtype: np.dtype, whole: float
 ) -> Finding:
     """Norms of the difference, of what rounding does, and of the block."""
-    eps = float(np.finfo(dtype).eps)
+    eps = unit(dtype)
     exact, off = np.asarray(exact), np.asarray(candidate, dtype=np.float64) - np.asarray(exact)
     scale = norm(exact)
     # Its own last digit is rounding too, where the inputs' is not felt.

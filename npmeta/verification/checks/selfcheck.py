@@ -28,6 +28,7 @@ from npmeta.verification.checks.meta_gradients import check_meta_gradient, compa
 from npmeta.verification.checks.reports import Finding, Report, Verdict, judge, worst
 from npmeta.verification.checks.taylor import check_taylor
 from npmeta.verification.oracles.references import complex_step, extended, meta_gradient, richardson
+from npmeta.verification.rounding import SAFETY, SAFETY_OF_DIFFERENCES
 
 __all__ = ["HEAD", "Line", "machine", "run", "slopes"]
 
@@ -242,7 +243,8 @@ def _by_richardson() -> Iterator[Report]:
         reference = meta_gradient(maml, theta, tasks)
         v = reference.grad / np.linalg.norm(reference.grad)
         found = richardson(maml, theta, tasks, v)
-        bar = 10 * float(found.error[0]) + 4 * float(np.linalg.norm(reference.error["theta"]))
+        bar = SAFETY_OF_DIFFERENCES * float(found.error[0])
+        bar += SAFETY * float(np.linalg.norm(reference.error["theta"]))
         error = abs(float(found.value[0]) - float(v @ reference.grad))
         finding = judge("along the gradient", error, bar, float(v @ reference.grad))
         yield Report(repr(maml.objective), (finding,))

@@ -12,7 +12,6 @@ from numpy.typing import DTypeLike
 from npmeta._support.validation import Array, as_generator
 from npmeta.network.distances import norm
 from npmeta.verification.checks.functions import (
-    SAFETY,
     Function,
     ValueAndGradient,
     derivative_bar,
@@ -20,6 +19,7 @@ from npmeta.verification.checks.functions import (
 )
 from npmeta.verification.checks.reports import Finding, Report, Verdict, judge
 from npmeta.verification.oracles.differences import Difference, differentiate, roughness
+from npmeta.verification.rounding import SAFETY
 
 __all__ = ["check_taylor"]
 

@@ -6,7 +6,7 @@ direction of p, :math:`r_\perp = \sqrt{1 - \cos^2}`. A cosine alone cannot rank:
 were gone back through in the wrong order has 1.0000.
 
 A mistake is named only if its prediction agrees within what rounding explains
-(:mod:`npmeta.verification.doctor.rounding`), and every prediction that is not the same one is ten
+(:mod:`npmeta.verification.doctor.noise`), and every prediction that is not the same one is ten
 times as far away.
 """
 

@@ -12,14 +12,15 @@ from npmeta._support.validation import Array, unmasked
 from npmeta.verification.doctor.choices import Forward
 from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
 from npmeta.verification.doctor.problem import Problem
-from npmeta.verification.doctor.rounding import relative
+from npmeta.verification.rounding import (
+    CEILING_OF_MISTAKES,
+    FLOOR,
+    SAFETY_OF_MISFITS,
+    relative,
+    unit,
+)
 
 __all__ = ["Evidence"]
-
-#: Losses and φ - θ lose few digits; what float32 loses is measured on the right inner loop.
-FLOOR = {"float64": 1e-9, "float32": 1e-5}
-CEILING = 1e-2
-SAFETY = 10.0
 
 
 class Evidence:
@@ -118,8 +119,8 @@ class Evidence:
         way = right.points[-1] - right.points[0]
         moved = rounded.points[-1].astype(np.float64) - right.points[0]
         lost = relative(moved, way) if way.any() else 0.0
-        share = float(np.finfo(precision).eps) / float(np.finfo(np.float32).eps)
-        return min(max(SAFETY * lost * share, FLOOR[precision]), CEILING)
+        share = unit(precision) / unit(np.float32)
+        return min(max(SAFETY_OF_MISFITS * lost * share, FLOOR[precision]), CEILING_OF_MISTAKES)
 
     def first_difference(self, tolerance: float) -> str:
         """Where φ leaves the right inner loop, in words; empty if it does not, or is not known."""

@@ -31,8 +31,8 @@ from npmeta.verification.doctor.faults import FAULTS, Fault, Variant
 from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
 from npmeta.verification.doctor.predictions import FEWEST_PARAMETERS, LOOPS, Predictions
 from npmeta.verification.doctor.recipe import Recipe, gradient_by
-from npmeta.verification.doctor.rounding import CEILING, CEILING_OF_MISTAKES, FLOOR, relative
 from npmeta.verification.doctor.telling_apart import what_would_tell
+from npmeta.verification.rounding import CEILING, CEILING_OF_MISTAKES, FLOOR, relative
 
 __all__ = ["Examination"]
 

@@ -13,8 +13,8 @@ from npmeta.verification.doctor.choices import Forward
 from npmeta.verification.doctor.explanations import Explanation, crowds, pairs, singles
 from npmeta.verification.doctor.fitted_numbers import FittedNumbers
 from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
+from npmeta.verification.doctor.noise import Noise
 from npmeta.verification.doctor.problem import Problem
-from npmeta.verification.doctor.rounding import Noise
 from npmeta.verification.doctor.way_back import pull_back
 
 __all__ = ["FEWEST_PARAMETERS", "LOOPS", "Predictions", "predictions"]

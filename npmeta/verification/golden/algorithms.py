@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from npmeta.verification.golden.episodes import (
-    MatchingCase,
-    PrototypicalCase,
-    RelationCase,
-    RidgeCase,
-    SiameseCase,
-)
-from npmeta.verification.golden.inner import (
-    CAVIACase,
-    IMAMLCase,
-    JointCase,
-    MAMLPlusPlusCase,
-    ReptileCase,
-)
+from npmeta.verification.golden.cavia import CAVIACase
+from npmeta.verification.golden.episodes import MatchingCase, PrototypicalCase
+from npmeta.verification.golden.imaml import IMAMLCase
 from npmeta.verification.golden.lstm import LSTMCase
 from npmeta.verification.golden.maml import GoldenCase
 from npmeta.verification.golden.mann import MANNCase
+from npmeta.verification.golden.pairs import RelationCase, SiameseCase
+from npmeta.verification.golden.ridge import RidgeCase
 from npmeta.verification.golden.settings import Setting
+from npmeta.verification.golden.steps import JointCase, MAMLPlusPlusCase, ReptileCase
 
 __all__ = ["ALGORITHMS", "golden_case"]
 

@@ -14,10 +14,10 @@ from npmeta._support.validation import Array, unknown_name, unmasked
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.verification.doctor.doctor import diagnose
 from npmeta.verification.doctor.files import posed, read_case
-from npmeta.verification.doctor.rounding import relative
 from npmeta.verification.doctor.tensors import load_arrays
 from npmeta.verification.golden.maml import SECOND_ORDER
 from npmeta.verification.golden.suite import check_sums, read_index
+from npmeta.verification.rounding import relative
 
 __all__ = ["CaseResult", "Results", "check", "iter_check"]
 

@@ -20,9 +20,9 @@ from npmeta.network.mlp import forward
 from npmeta.verification.doctor.choices import Backward
 from npmeta.verification.doctor.faults import FAULTS
 from npmeta.verification.doctor.files import described, named_arrays, tensors_of
+from npmeta.verification.doctor.noise import Noise
 from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.doctor.recipe import Recipe, gradient_by
-from npmeta.verification.doctor.rounding import CEILING_OF_MISTAKES, Noise, relative
 from npmeta.verification.golden.families import SUITE_VERSION
 from npmeta.verification.golden.settings import Setting
 from npmeta.verification.golden.words import (
@@ -39,6 +39,7 @@ from npmeta.verification.oracles.references import (
     meta_gradient,
     richardson,
 )
+from npmeta.verification.rounding import CEILING_OF_MISTAKES, relative
 
 __all__ = ["SECOND_ORDER", "GoldenCase", "loss_words"]
 

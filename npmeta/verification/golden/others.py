@@ -26,11 +26,11 @@ from npmeta.network.losses import LOSSES
 from npmeta.network.mlp import MLP
 from npmeta.tasks import TaskBatch
 from npmeta.verification.doctor.files import named_arrays, task_arrays
-from npmeta.verification.doctor.rounding import FLOOR, SAFETY, SHAKES, relative
 from npmeta.verification.golden.maml import GoldenCase
 from npmeta.verification.oracles.differences import differentiate
 from npmeta.verification.oracles.meta_loss import tiny_step
 from npmeta.verification.oracles.references import extended
+from npmeta.verification.rounding import FLOOR, SAFETY_OF_MISFITS, SHAKES, relative, shaken, unit
 
 __all__ = ["OtherCase", "Parameters", "network", "sigmoid"]
 
@@ -141,24 +141,26 @@ class OtherCase(GoldenCase):
         right, tasks = self.own, self.setting.tasks
         rng, shake = np.random.default_rng(0), SHAKES["float64"][0]
 
-        def shaken(values: Array) -> Array:
-            if values.dtype.kind != "f":
-                return values
-            moved: Array = values * (1 + shake * rng.normal(size=values.shape))
-            return moved
-
         moved = self.learner.meta_gradient(
-            {name: shaken(array) for name, array in self.params.items()},
-            TaskBatch(shaken(tasks.support_x), tasks.support_y, shaken(tasks.query_x), tasks.query_y),
+            {name: shaken(array, rng, shake) for name, array in self.params.items()},
+            TaskBatch(
+                shaken(tasks.support_x, rng, shake),
+                tasks.support_y,
+                shaken(tasks.query_x, rng, shake),
+                tasks.query_y,
+            ),
         )
         short = self.learner.meta_gradient(
             {name: array.astype(np.float32) for name, array in self.params.items()}, tasks
         )
         noise = {
-            "float64": _apart(moved, right) * float(np.finfo(np.float64).eps) / shake,
+            "float64": _apart(moved, right) * unit(np.float64) / shake,
             "float32": _apart(short, right),
         }
-        return {dtype: float(f"{max(SAFETY * noise[dtype], FLOOR[dtype]):.1e}") for dtype in noise}
+        return {
+            dtype: float(f"{max(SAFETY_OF_MISFITS * noise[dtype], FLOOR[dtype]):.1e}")
+            for dtype in noise
+        }
 
     # --- tensors ------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from npmeta.algorithms.base import MetaParameters
 from npmeta.bilevel.objective import Risk
 from npmeta.network.mlp import forward
 from npmeta.tasks import TaskBatch
-from npmeta.verification.oracles.meta_loss import ROUNDINGS, MetaLoss, layers, tiny_step
+from npmeta.verification.oracles.meta_loss import MetaLoss, layers, tiny_step
+from npmeta.verification.rounding import ROUNDINGS, unit
 
 __all__ = ["at_kinks", "nearest_kink"]
 
@@ -46,9 +47,9 @@ def at_kinks(
     Within the roundings that ``Reference.error`` is about, of the terms z is a sum of.
     """
     meta_loss = MetaLoss.of(maml, params, tasks).cast(np.float64)
-    unit = ROUNDINGS * float(np.finfo(precision).eps)
+    reach = ROUNDINGS * unit(precision)
     return sum(
-        int((np.abs(z - kink) <= unit * terms).sum())
+        int((np.abs(z - kink) <= reach * terms).sum())
         for z, kink, terms in _kinked_units(meta_loss, meta_loss.theta)
     )
 

@@ -21,11 +21,9 @@ from npmeta.bilevel.adaptation import StepSizes
 from npmeta.bilevel.objective import Batch, Objective, Risk
 from npmeta.network.weights import Dense, Layer
 from npmeta.tasks import TaskBatch
+from npmeta.verification.rounding import ROUNDINGS, jittered, unit
 
 __all__ = ["MetaLoss", "layers", "tiny_step", "value_and_gradient"]
-
-#: Inputs are moved by up to so many roundings to see what rounding does to a result.
-ROUNDINGS = 8
 
 #: Numbers that the parameters of one stack of tasks may be: 64 MiB if complex.
 STACK = 2**22
@@ -139,7 +137,7 @@ class MetaLoss:
         Weights move by a share of the typical one in their layer: biases that are zero move too,
         since what they are added to is rounded. The order is that of sums, where equal terms cancel.
         """
-        eps = ROUNDINGS * float(np.finfo(dtype).eps)
+        eps = ROUNDINGS * unit(dtype)
 
         def relative(values: Array) -> Array:
             if values.dtype.kind != "f":
@@ -159,7 +157,7 @@ class MetaLoss:
         size = np.concatenate([np.full(block.shape, np.sqrt(np.mean(block**2))) for block in blocks])
         return replace(
             meta_loss,
-            theta=meta_loss.theta + eps * size * rng.uniform(-1, 1, size=size.shape),
+            theta=jittered(meta_loss.theta, size, rng, unit(dtype)),
             alpha=relative(meta_loss.alpha),
             support=shuffled(meta_loss.support),
             query=shuffled(meta_loss.query),

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from npmeta._support.validation import Array
 from npmeta.algorithms import MAML
 from npmeta.network.activations import Activation
 from npmeta.network.mlp import MLP
@@ -14,31 +13,18 @@ from npmeta.tasks import TaskBatch
 from npmeta.verification.doctor.choices import Forward
 from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.doctor.recipe import Recipe, gradient_by
+from npmeta.verification.rounding import (
+    CEILING,
+    CEILING_OF_MISTAKES,
+    FLOOR,
+    SAFETY_OF_MISFITS,
+    SHAKES,
+    relative,
+    shaken,
+    unit,
+)
 
-__all__ = ["Noise", "relative"]
-
-#: The least that is allowed. Implementations sum in other orders, over thousands of terms, and not all
-#: of their functions are good to the last digit: PyTorch's softplus is off by 2e-9 beyond 20. Known
-#: mistakes differ from each other by 1e-3 in most cases, and float32 shows from 2e-8 on.
-FLOOR = {"float64": 1e-8, "float32": 3e-6}
-#: The most. An answer that agrees with the right gradient no better than this is not called right; one
-#: that agrees with a mistake no better than that is not explained by it. (A mistake may be a small
-#: difference of large numbers, in float32, without the right gradient being one.)
-CEILING, CEILING_OF_MISTAKES = 1e-3, 1e-2
-#: Another implementation rounds as often as ours, elsewhere. A factor over one measurement.
-SAFETY = 10.0
-#: How far numbers are moved to see what becomes of it: so far that the difference is no rounding, and,
-#: where what follows runs away from there, by the last digit.
-SHAKES = {"float64": (1e-10, 2.2e-16), "float32": (1.2e-7,)}
-
-
-def relative(actual: Array, expected: Array) -> float:
-    """‖actual − expected‖ / ‖expected‖; 0 where both are zero, ∞ where something has overflowed."""
-    difference = float(np.linalg.norm(actual - expected))
-    scale = float(np.linalg.norm(expected))
-    if not np.isfinite([difference, scale]).all():
-        return np.inf
-    return difference / scale if scale > 0 else (0.0 if difference == 0 else np.inf)
+__all__ = ["Noise"]
 
 
 class Noise:
@@ -71,34 +57,26 @@ class Noise:
             expected = gradient_by(self.problem, recipe)
             moved = [
                 relative(gradient_by(self._moved(shake), recipe), expected)
-                * min(1.0, float(np.finfo(precision).eps) / shake)
+                * min(1.0, unit(precision) / shake)
                 for shake in SHAKES[precision]
             ]
             if precision == "float32":
                 rounded = recipe.having(Forward(dtype="float32"))
                 moved.append(relative(gradient_by(self.problem, rounded), expected))
-        return SAFETY * max(moved) if np.isfinite(moved).all() else np.inf
+        return SAFETY_OF_MISFITS * max(moved) if np.isfinite(moved).all() else np.inf
 
     def _moved(self, shake: float) -> Problem:
         """The problem with every parameter and input moved by a random share of it."""
         if shake not in self._shaken:
             rng = np.random.default_rng(0)
             tasks = self.problem.tasks
-
-            def shaken(values: Array) -> Array:
-                moved: Array = values * (1 + shake * rng.normal(size=values.shape))
-                return moved
-
-            theta = shaken(self.problem.theta.astype(np.float64))
-            if (
-                self.problem.model is not None
-            ):  # the data of other objectives may have to be symmetric, say
-                tasks = TaskBatch(
-                    shaken(np.asarray(tasks.support_x, np.float64)),
-                    tasks.support_y,
-                    shaken(np.asarray(tasks.query_x, np.float64)),
-                    tasks.query_y,
+            theta = shaken(self.problem.theta.astype(np.float64), rng, shake)
+            # The data of other objectives may have to be symmetric, say.
+            if self.problem.model is not None:
+                support_x, query_x = (
+                    shaken(x.astype(np.float64), rng, shake) for x in (tasks.support_x, tasks.query_x)
                 )
+                tasks = TaskBatch(support_x, tasks.support_y, query_x, tasks.query_y)
             self._shaken[shake] = Problem(self.problem.maml, theta, tasks)
         return self._shaken[shake]
 
