@@ -13,7 +13,7 @@ import npmeta as nm
 from npmeta.cli.main import main
 from npmeta.network.losses import LOSSES, Loss, LossAt
 from npmeta.verification import FAULTS, Doctor
-from npmeta.verification.doctor import examination, explanations, inner_loop
+from npmeta.verification.doctor import explanations, inner_loop, search
 from npmeta.verification.doctor.choices import Forward
 from npmeta.verification.doctor.explanations import (
     Explanation,
@@ -629,12 +629,12 @@ def test_predictions_come_a_few_at_a_time(base):
 
 
 def test_no_more_predictions_are_held_than_there_is_room_for(base, monkeypatch):
-    monkeypatch.setattr(examination, "MOST_HELD", 0)
-    monkeypatch.setattr(examination, "FEWEST_HELD", 30)
+    monkeypatch.setattr(search, "MOST_HELD", 0)
+    monkeypatch.setattr(search, "FEWEST_HELD", 30)
     held = []
-    nearest_of = examination.Examination._nearest_of
+    nearest_of = search.Search._nearest_of
     monkeypatch.setattr(
-        examination.Examination,
+        search.Search,
         "_nearest_of",
         lambda self, seen: held.append((len(seen), len(self.aligned))) or nearest_of(self, seen),
     )
