@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from npmeta.tasks.checks import PathLike
-from npmeta.verification.doctor.answers import as_answer
+from npmeta.verification.doctor.answers import Evidence, as_answer
 from npmeta.verification.doctor.diagnosis import Diagnosis
-from npmeta.verification.doctor.evidence import Evidence
 from npmeta.verification.doctor.examination import Examination
 from npmeta.verification.doctor.files import load_problem
 from npmeta.verification.doctor.predictions import Predictions

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from npmeta._support.validation import Array
+from npmeta.verification.doctor.answers import Evidence
 from npmeta.verification.doctor.candidates import Candidate, factor_of, named_freely
 from npmeta.verification.doctor.choices import Forward
 from npmeta.verification.doctor.diagnosis import Diagnosis
-from npmeta.verification.doctor.evidence import Evidence
 from npmeta.verification.doctor.explanations import RIGHT, is_large, left_out
 from npmeta.verification.doctor.inner_loop import run_loop
 from npmeta.verification.doctor.predictions import Predictions
