@@ -651,8 +651,8 @@ def test_wide_inputs_in_coordinates_of_their_rows():
     """The same predictions, up to rounding, from a network with fewer inputs."""
     problem = pose("softplus", widths=(120, 8, 8, 11), alpha=[[0.05, 0.1, 0.2]])
     whole = pose("softplus", widths=(120, 8, 8, 11), alpha=[[0.05, 0.1, 0.2]])
-    vars(whole)["spans"] = None
-    assert problem.spans.theta.shape[1] < problem.P / 2
+    vars(whole)["row_space"] = None
+    assert problem.row_space.theta.shape[1] < problem.P / 2
     rows = [
         {
             (*h.ids, h.parts[0][1].detail): p
@@ -665,7 +665,7 @@ def test_wide_inputs_in_coordinates_of_their_rows():
     for ids, p in rows[1].items():
         # A few hundred sums one after another.
         np.testing.assert_allclose(rows[0][ids], p, rtol=0, atol=1e-12 * np.linalg.norm(p))
-    assert pose(widths=(120, 8, 11), alpha=np.linspace(0, 1, 120 * 8 + 8 + 99)).spans is None
+    assert pose(widths=(120, 8, 11), alpha=np.linspace(0, 1, 120 * 8 + 8 + 99)).row_space is None
 
 
 # --- large problems ---------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def train(name, seed):
         if iteration % EVERY == 0:
             if name in NORMS:
                 curves[0].append(norm_loss(theta, "norm: right"))
-                if "statistics" in NORMS[name]:
+                if isinstance(NORMS[name], Forward) and NORMS[name] != Forward():
                     curves[1].append(norm_loss(theta, name))
             elif name.startswith("implicit"):
                 curves[0].append(implicit_loss(theta))
