@@ -110,9 +110,10 @@ def check_meta_gradient(
     Returns
     -------
     Report
-        A finding for each block of :func:`~npmeta.verification.blocks`, for "inner_lr"
-        and "loss" where given. Its numbers are those of
-        :func:`~npmeta.verification.second_order`, unless ``maml.first_order``.
+        A finding for each block of :func:`blocks
+        <npmeta.verification.checks.meta_gradients.blocks>`, for "inner_lr" and "loss" where given. Its
+        numbers are those of :func:`second_order
+        <npmeta.verification.checks.meta_gradients.second_order>`, unless ``maml.first_order``.
 
     Raises
     ------
