@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -25,11 +25,18 @@ from npmeta._support.validation import (
     as_features,
     as_generator,
     as_number,
-    as_parameters,
     as_whole,
     unmasked,
 )
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
+from npmeta.algorithms.base import (
+    MetaGradient,
+    MetaParameters,
+    Scores,
+    both_sets,
+    check_steps,
+    meta_parameters,
+    named,
+)
 from npmeta.bilevel.objective import Batch
 from npmeta.network import losses
 from npmeta.network.losses import Loss
@@ -105,6 +112,9 @@ class Episodic(ABC):
     model: MLP | None
     ways: int | None
 
+    #: Meta-parameters that have to be passed.
+    required: ClassVar[tuple[str, ...]] = ()
+
     @abstractmethod
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """Outputs for ``query (T, Q, d)``, given ``support (T, K, d)`` with targets ``y (T, K, N)``."""
@@ -166,7 +176,7 @@ class Episodic(ABC):
         """
         keep_freed_memory()
         passed = set(named(params))
-        given = self._meta_parameters(params)
+        given = self._given(params)
         (support_x, support_y), (query_x, query_y) = self._prepare(tasks, given["theta"].dtype)
         support, query, pull_back = self._embed(given["theta"], support_x, query_x)
         compared = self.compare(given, support, support_y, query)
@@ -193,7 +203,7 @@ class Episodic(ABC):
             As :meth:`meta_gradient` does, or if ``steps`` is no number of steps.
         """
         check_steps(0 if steps is None else steps, "steps")
-        given = self._meta_parameters(params)
+        given = self._given(params)
         (support_x, support_y), (query_x, query_y) = self._prepare(tasks, given["theta"].dtype)
         support, query, _ = self._embed(given["theta"], support_x, query_x)
         outputs = self.compare(given, support, support_y, query).outputs
@@ -218,7 +228,7 @@ class Episodic(ABC):
             If shapes or labels do not fit.
         """
         check_steps(0 if steps is None else steps, "steps")
-        given = self._meta_parameters(params)
+        given = self._given(params)
         dtype = given["theta"].dtype
         y = self.criterion.prepare(support_y, self._n_out(support_y), dtype, "support_y")
         x, qx = self._rows(support_x, dtype, "support_x"), self._rows(query_x, dtype, "query_x")
@@ -232,23 +242,10 @@ class Episodic(ABC):
 
     # --- shared by the methods above ----------------------------------------------------------------
 
-    def _meta_parameters(self, params: ArrayLike | MetaParameters) -> dict[str, Array]:
+    def _given(self, params: ArrayLike | MetaParameters) -> dict[str, Array]:
         """All meta-parameters, checked and in the dtype of theta."""
-        params = named(params)
         n_params = 0 if self.model is None else self.model.n_params
-        theta = as_parameters(params["theta"], n_params)
-        if theta.ndim != 1:
-            raise ValueError(f"theta must have shape ({n_params},), got {theta.shape}")
-        given = {"theta": as_dtype(theta, theta.dtype, "theta")}
-        for name, default in self.extra().items():
-            value = unmasked(params.get(name, default), name)
-            if value.shape != default.shape:
-                raise ValueError(f"{name} must have shape {default.shape}, got {value.shape}")
-            given[name] = as_dtype(value, theta.dtype, name)
-        unknown = sorted(set(params) - set(given))
-        if unknown:
-            raise ValueError(f"{type(self).__name__} has no meta-parameter {unknown[0]!r}")
-        return given
+        return meta_parameters(params, n_params, self.extra(), type(self).__name__, self.required)
 
     def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
         """Inputs and targets of the support and the query rows, checked and cast."""
