@@ -26,6 +26,7 @@ from npmeta._support.validation import (
     as_generator,
     as_number,
     as_whole,
+    lookup,
     unmasked,
 )
 from npmeta.algorithms.base import (
@@ -39,6 +40,7 @@ from npmeta.algorithms.base import (
 )
 from npmeta.bilevel.objective import Batch
 from npmeta.network import losses
+from npmeta.network.distances import DISTANCES
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP, backward, forward
 
@@ -47,12 +49,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ABSENT",
+    "ByDistance",
+    "ByLoss",
     "Compared",
     "Episodic",
     "Passed",
     "check_model",
     "check_scale",
-    "initial_scale",
     "through",
 ]
 
@@ -122,6 +125,10 @@ class Episodic(ABC):
     def extra(self) -> dict[str, Array]:
         """Initial meta-parameters beside theta. What is not passed has these values."""
         return {}
+
+    def ordered(self, x: ArrayLike, y: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
+        """Support rows, before they are checked, in the order in which they are read."""
+        return x, y
 
     @property
     def criterion(self) -> Loss:
@@ -230,6 +237,7 @@ class Episodic(ABC):
         check_steps(0 if steps is None else steps, "steps")
         given = self._given(params)
         dtype = given["theta"].dtype
+        support_x, support_y = self.ordered(support_x, support_y)
         y = self.criterion.prepare(support_y, self._n_out(support_y), dtype, "support_y")
         x, qx = self._rows(support_x, dtype, "support_x"), self._rows(query_x, dtype, "query_x")
         if x.shape[:2] != y.shape[:2] or len(qx) != len(x) or qx.shape[2] != x.shape[2]:
@@ -251,6 +259,8 @@ class Episodic(ABC):
         """Inputs and targets of the support and the query rows, checked and cast."""
 
         def prepare(x: ArrayLike, y: ArrayLike, dtype: DType, name: str) -> Batch:
+            if name == "support_":
+                x, y = self.ordered(x, y)
             n_out = self._n_out(tasks.support_y, tasks.query_y)
             rows = self._rows(x, dtype, f"{name}x")
             return rows, self.criterion.prepare(y, n_out, dtype, f"{name}y")
@@ -292,18 +302,47 @@ class Episodic(ABC):
         return embedded[:, :K], embedded[:, K:], to_theta
 
 
+class ByDistance(Episodic):
+    """A learner whose outputs are distances of embeddings, times a scale s.
+
+    s is a meta-parameter, by default 10 for cosines, which lie in [−1, 1], and 1 for the others.
+    """
+
+    distance: str
+    scale: float | None
+
+    def __post_init__(self) -> None:
+        check_model(self.model, self.ways)
+        lookup(self.distance, DISTANCES, "distance")
+        if self.scale is not None:
+            check_scale(self.scale)
+
+    def extra(self) -> dict[str, Array]:
+        default = 10.0 if self.distance == "cosine" else 1.0
+        return {"scale": np.array(default if self.scale is None else float(self.scale))}
+
+
+class ByLoss(Episodic):
+    """A learner whose outputs on the query rows are judged by a loss of one's choice."""
+
+    loss: str | Loss
+
+    @property
+    def criterion(self) -> Loss:
+        return losses.get(self.loss)
+
+    def query_loss(self, outputs: Array, support_y: Array, query_y: Array) -> tuple[Array, Array]:
+        """``loss`` of the outputs."""
+        value, gradient, _ = self.criterion(outputs, query_y)
+        return value, gradient
+
+
 def check_model(model: object, ways: int | None) -> None:
     """Raise ValueError unless these can be fields of a learner."""
     if model is not None and not isinstance(model, MLP):
         raise ValueError(f"model must be an MLP (or None: no embedding), got {type(model).__name__}")
     if ways is not None:
         as_whole(ways, "ways", 1)
-
-
-def initial_scale(scale: float | None, distance: str) -> Array:
-    """The scale that was asked for; else 10 for cosines, which lie in [−1, 1], and 1 for the others."""
-    default = 10.0 if distance == "cosine" else 1.0
-    return np.array(default if scale is None else float(scale))
 
 
 def check_scale(scale: object, name: str = "scale") -> None:

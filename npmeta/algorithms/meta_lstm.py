@@ -122,7 +122,7 @@ class MetaLSTM(OwnSteps):
         S.
     first_order : bool
         Take L_s and ∇L_s for constants, as the paper does. If not, the meta-gradient is that of
-        :meth:`evaluate`, exact through both.
+        ``evaluate``, exact through both.
 
     Raises
     ------
