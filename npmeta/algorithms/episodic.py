@@ -63,7 +63,7 @@ __all__ = [
 ABSENT = -1e30
 
 #: Cross-entropy of one class a row.
-CLASSES = dataclasses.replace(losses.get("cross_entropy"), soft=False)
+CLASS_LOSS = dataclasses.replace(losses.get("cross_entropy"), soft=False)
 
 
 class Passed(NamedTuple):
@@ -133,7 +133,7 @@ class Episodic(ABC):
     @property
     def criterion(self) -> Loss:
         """What targets are prepared for, and by default the loss of the outputs."""
-        return CLASSES
+        return CLASS_LOSS
 
     def query_loss(self, outputs: Array, support_y: Array, query_y: Array) -> tuple[Array, Array]:
         """The loss of each task ``(T,)``, and its gradient in the outputs: here −log softmax.
@@ -144,7 +144,7 @@ class Episodic(ABC):
         present = (support_y != 0).any(1)
         answered = (query_y @ present[:, :, None]) != 0  # (T, Q, 1)
         outputs = np.where(answered, outputs, 0)
-        value, gradient, _ = CLASSES(outputs, np.where(answered, query_y, 1 / query_y.shape[-1]))
+        value, gradient, _ = CLASS_LOSS(outputs, np.where(answered, query_y, 1 / query_y.shape[-1]))
         return value, np.where(answered, gradient, 0)
 
     def class_outputs(self, outputs: Array, support_y: Array) -> Array:

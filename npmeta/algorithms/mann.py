@@ -22,7 +22,7 @@ from npmeta.network.softmax import softmax, through_softmax
 __all__ = ["MANN", "in_order"]
 
 #: γ, the share of its usage that a slot keeps from one row to the next.
-DECAY = 0.95
+USAGE_KEPT = 0.95
 
 _sigmoid, _tanh = activations.get("sigmoid"), activations.get("tanh")
 
@@ -216,7 +216,7 @@ class MANN(ByLoss):
         w = softmax(-s * d)
         r = (w[:, None] @ M)[:, 0]
         v = np.concatenate([h, r, one], axis=1)
-        after = State(h, c, r, w, M, DECAY * before.usage + w + w_write)
+        after = State(h, c, r, w, M, USAGE_KEPT * before.usage + w + w_write)
 
         def pull_back(outputs_bar: Array, bar: State, grads: dict[str, Array]) -> tuple[Array, State]:
             H = self.units

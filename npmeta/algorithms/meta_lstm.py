@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["MetaLSTM", "preprocess"]
 
 #: p of the preprocessing: gradients down to exp(−10) are seen by their logarithm.
-P = 10.0
+REACH = 10.0
 
 #: What a gate sees: two numbers of ∇L, two of L, θ, the gate before, and 1.
 N_SEEN = 7
@@ -53,11 +53,11 @@ def preprocess(g: Array) -> Preprocessed:
                                       (-1,\; e^p g) & \text{else} \end{cases}, \qquad p = 10 .
     """
     sign = np.sign(g.real).astype(g.dtype)
-    large = sign.real * g.real >= math.exp(-P)
+    large = sign.real * g.real >= math.exp(-REACH)
     magnitude = np.where(large, sign * g, 1)
-    size = np.where(large, np.log(magnitude) / P, -1).astype(g.dtype)
-    direction = np.where(large, sign, math.exp(P) * g).astype(g.dtype)
-    slopes = np.where(large, sign / (P * magnitude), 0), np.where(large, 0, math.exp(P))
+    size = np.where(large, np.log(magnitude) / REACH, -1).astype(g.dtype)
+    direction = np.where(large, sign, math.exp(REACH) * g).astype(g.dtype)
+    slopes = np.where(large, sign / (REACH * magnitude), 0), np.where(large, 0, math.exp(REACH))
     slopes = (slopes[0].astype(g.dtype), slopes[1].astype(g.dtype))
     return Preprocessed((size, direction), slopes)
 
