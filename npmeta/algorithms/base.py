@@ -35,7 +35,6 @@ __all__ = [
     "both_sets",
     "check_network",
     "check_steps",
-    "check_tasks",
     "meta_parameters",
     "named",
 ]
@@ -94,20 +93,21 @@ def meta_parameters(
     return given
 
 
-def check_tasks(tasks: TaskBatch) -> None:
-    """Raise ValueError unless these are tasks."""
+def both_sets(
+    prepare: Callable[[ArrayLike, ArrayLike, DType, str], Batch], tasks: TaskBatch, dtype: DType
+) -> tuple[Batch, Batch]:
+    """Support and query rows of tasks, each by ``prepare(x, y, dtype, name)``.
+
+    Raises
+    ------
+    ValueError
+        Unless these are tasks.
+    """
     if not all(hasattr(tasks, name) for name in ("support_x", "support_y", "query_x", "query_y")):
         raise ValueError(
             f"tasks must be a TaskBatch, as the sample() of a task distribution makes them; got "
             f"{type(tasks).__name__}"
         )
-
-
-def both_sets(
-    prepare: Callable[[ArrayLike, ArrayLike, DType, str], Batch], tasks: TaskBatch, dtype: DType
-) -> tuple[Batch, Batch]:
-    """Support and query rows of tasks, each by ``prepare(x, y, dtype, name)``."""
-    check_tasks(tasks)
     return (
         prepare(tasks.support_x, tasks.support_y, dtype, "support_"),
         prepare(tasks.query_x, tasks.query_y, dtype, "query_"),
