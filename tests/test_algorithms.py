@@ -145,11 +145,11 @@ PLAIN, A_STRUCTURE = nm.MLP([3, 4, 2]), nm.MLP([3, 4, 2], structure=nm.Structure
         ("boil", {"inner_lr": [0.1, 0.2]}, "inner_lr must be one finite number, got .0.1, 0.2."),
         ("lslr", {"inner_lr": "0.1"}, "inner_lr must be one finite number, got '0.1'"),
         ("lslr", {"inner_steps": 1.5}, "inner_steps must be a whole number of at least 0, got 1.5"),
-        ("MetaSGD", {"inner_lr_range": None}, r"inner_lr_range must be .low, high., got None"),
+        ("MetaSGD", {"inner_lr_range": None}, r"inner_lr_range must be a range .low, high., got None"),
         (
             "MetaSGD",
             {"inner_lr_range": (0, 1, 2)},
-            r"inner_lr_range must be .low, high., got .0, 1, 2.",
+            r"inner_lr_range must be a range .low, high., got .0, 1, 2.",
         ),
         ("MAMLPlusPlus", {"inner_lr": 1j}, "inner_lr must be finite numbers, got 1j"),
         ("MAMLPlusPlus", {"inner_steps": "2"}, "inner_steps must be a whole number of at least 0"),

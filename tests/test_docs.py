@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import math
 import os
 import re
@@ -155,6 +156,63 @@ def test_figures_are_as_drawn():
     path = DOCS / "figures" / "draw.py"
     for name, draw in loaded(path).FIGURES.items():
         assert (path.parent / name).read_text(encoding="utf-8") == draw()
+
+
+def test_the_walk_of_a_meta_gradient_is_as_drawn():
+    walk = loaded(DOCS / "figures" / "draw.py").WALK
+    # Rows enough for more than one chunk, so that there is something to join.
+    rng, sizes = np.random.default_rng(0), {"support": 40, "query": 30}
+    rows = {f"{name}_{xy}": rng.normal(size=(64, n, 8)) for name, n in sizes.items() for xy in "xy"}
+    tasks = nm.TaskBatch(**rows)
+    model = nm.MLP([8, 128, 8], "tanh")
+    maml = nm.MAML(model, inner_lr=0.01, inner_steps=2)
+    theta = model.init(rng)
+    n_chunks = len(maml.inner.chunks(maml.inner.prepared({"theta": theta}, tasks)))
+    assert n_chunks > 1
+
+    places = {place: name for name, place in places_of(walk).items()}
+    called = []
+
+    def note(frame, event, argument):
+        code = frame.f_code
+        if event == "call" and (code.co_filename, code.co_firstlineno) in places:
+            called.append(places[code.co_filename, code.co_firstlineno])
+
+    sys.setprofile(note)
+    try:
+        maml.meta_gradient(theta, tasks)
+    finally:
+        sys.setprofile(None)
+
+    once = {
+        "Adapts.meta_gradient",
+        "GradientSteps.prepared",
+        "GradientSteps.chunks",
+        "MetaGradient.join",
+    }
+    per_step = {"forward", "backward", "Risk.at", "forward_dot", "backward_dot"}
+    for name in walk.keys() - per_step:
+        assert called.count(name) == (1 if name in once else n_chunks), name
+    # One pass forward and back for each step, and one for the query rows; one Hessian product a step.
+    for name in per_step:
+        assert called.count(name) == n_chunks * (2 if name.endswith("_dot") else 3), name
+    start = called.index("MAML.of_tasks")
+    first_chunk = called[start : called.index("MAML.of_tasks", start + 1)]
+    remaining = iter([*called[:start], *first_chunk, called[-1]])
+    assert all(name in remaining for name in walk), (list(walk), called[:start], first_chunk)
+
+
+def places_of(walk: dict[str, tuple]) -> dict[str, tuple[str, int]]:
+    """File and line of each function of a drawing, which must be in the file that it names."""
+    places = {}
+    for name, (file, *_) in walk.items():
+        found = importlib.import_module(f"npmeta.{file.removesuffix('.py').replace('/', '.')}")
+        for part in name.split("."):
+            found = getattr(found, part)
+        code = inspect.unwrap(found).__code__
+        assert Path(code.co_filename).as_posix().endswith(f"npmeta/{file}"), name
+        places[name] = code.co_filename, code.co_firstlineno
+    return places
 
 
 # --- MAML from scratch ----------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_meta_sgd_draws_a_step_size_for_every_parameter():
     phi = meta_sgd.adapt(params, *p.support)
     grad = p.risk.linearize(params["theta"], *p.support).grad
     assert_close(phi, params["theta"] - alpha * grad, 1e-15)
-    with pytest.raises(ValueError, match=r"inner_lr_range must be .low, high., got .0.3, 0.2."):
+    with pytest.raises(ValueError, match=r"inner_lr_range must be a range .low, high., got .0.3, 0.2."):
         MetaSGD(p.model, inner_lr_range=(0.3, 0.2))
 
 

@@ -1,4 +1,4 @@
-"""Draws the figures of the meta-gradient page as SVG: ``python docs/figures/draw.py``.
+"""Draws the figures of the mathematics and of the walk as SVG: ``python docs/figures/draw.py``.
 
 The drawings are part of their pages, so that ``currentColor`` follows a light or a dark theme.
 """
@@ -18,6 +18,9 @@ STYLE = """<style>
 .d text { font: italic 17px Georgia, "Times New Roman", serif; fill: currentColor }
 .d text.w { font: 14px system-ui, sans-serif }
 .d .i { font-size: 12px }
+.d text.c { font: 600 12px ui-monospace, Menlo, Consolas, monospace }
+.d text.f { font: 11px ui-monospace, Menlo, Consolas, monospace; opacity: 0.75 }
+.d text.l { font-size: 14px }
 </style>"""
 
 
@@ -52,9 +55,9 @@ def line(start, end, colour="currentColor", head="", width=1.6, dash=""):
     )
 
 
-def text(at, letters, anchor="middle", words=False, colour=""):
-    """``letters`` may have _{subscripts} and ^{superscripts}."""
-    kind = ' class="w"' if words else ""
+def text(at, letters, anchor="middle", kind="", colour=""):
+    """``letters`` may have _{subscripts} and ^{superscripts}; ``kind`` is a class of STYLE."""
+    kind = f' class="{kind}"' if kind else ""
     kind += f' style="fill: {colour}"' if colour else ""
     pieces, offset = [], 0
     for piece in re.split(r"([_^]\{.*?\})", letters):
@@ -157,7 +160,105 @@ def plane():
     return svg(740, 375, "An inner loop in the plane, and two meta-gradients", "plane", parts)
 
 
-FIGURES = {"chain.svg": chain, "plane.svg": plane}
+# --- a meta-gradient in the code ------------------------------------------------------------------
+
+#: What is called, in this order, where it is, and the place of its box: column, and top.
+WALK = {
+    "Adapts.meta_gradient": ("algorithms/adapts.py", "there", 26),
+    "GradientSteps.prepared": ("algorithms/gradient_steps.py", "there", 104),
+    "GradientSteps.chunks": ("algorithms/gradient_steps.py", "there", 182),
+    "MAML.of_tasks": ("algorithms/maml.py", "there", 260),
+    "GradientSteps.meta_gradient": ("algorithms/gradient_steps.py", "between", 328),
+    "GradientSteps.hold": ("algorithms/gradient_steps.py", "there", 352),
+    "adapt": ("bilevel/adaptation.py", "there", 474),
+    "forward": ("network/mlp.py", "there", 590),
+    "backward": ("network/mlp.py", "there", 590),
+    "Risk.at": ("bilevel/objective.py", "between", 474),
+    "pull_back": ("bilevel/adaptation.py", "back", 474),
+    "forward_dot": ("network/mlp.py", "back", 590),
+    "backward_dot": ("network/mlp.py", "back", 590),
+    "task_mean": ("algorithms/gradient_steps.py", "back", 352),
+    "MetaGradient.join": ("algorithms/base.py", "back", 182),
+}
+
+
+def box(x, top, names, below, half=108):
+    """A box of height 42, with what is called in it, and its file."""
+    return [
+        f'<rect x="{x - half}" y="{top}" width="{2 * half}" height="42" rx="5" fill="none" '
+        'stroke="currentColor" stroke-width="1.2"/>',
+        *captions(x, top, names, below),
+    ]
+
+
+def captions(x, top, names, below):
+    return [text((x, top + 18), names, kind="c"), text((x, top + 34), below, kind="f")]
+
+
+def walk():
+    """Down with the prepared problem on the left, up with the cotangent on the right."""
+    columns = {"there": 166, "between": 368, "back": 570}
+    left, middle, right = columns.values()
+    parts = []
+    for floor, top, bottom in (("algorithms", 8, 408), ("bilevel", 414, 534), ("network", 540, 650)):
+        parts.append(
+            f'<rect x="8" y="{top}" width="704" height="{bottom - top}" rx="6" fill="currentColor" '
+            f'fill-opacity="0.05"/><g transform="translate(28 {(top + bottom) / 2}) rotate(-90)">'
+            f"{text((0, 0), floor, kind='w')}</g>"
+        )
+    parts.append(
+        '<rect x="42" y="322" width="658" height="320" rx="8" fill="none" stroke="currentColor" '
+        'stroke-dasharray="5 4"/>'
+    )
+    boxes = {}
+    for name, (file, column, top) in WALK.items():
+        boxes.setdefault((columns[column], top), (file.split("/")[-1], []))[1].append(name)
+    for (x, top), (file, names) in boxes.items():
+        if names == ["GradientSteps.meta_gradient"]:  # its box is the dashed one
+            parts += captions(x, top, *names, file)
+        else:
+            parts += box(x, top, ", ".join(names), file, 108 if x != middle else 44)
+    parts += box(right, 26, "MetaGradient", "grads, loss, task_loss")
+
+    there, back = (SUPPORT, "walk-s"), (QUERY, "walk-q")
+    for x, start, end, (colour, head), label in (
+        (left, 68, 104, there, "params, tasks"),
+        (left, 146, 182, there, "θ, α, support, query"),
+        (left, 224, 260, there, "the same, of a chunk of tasks"),
+        (left, 302, 352, there, ""),
+        (left, 394, 474, there, "φ_{0} = θ, α, support"),
+        (right, 474, 394, back, "λ_{0} of each task"),
+        (right, 352, 224, back, "mean over the chunk, (P,)"),
+        (right, 182, 68, back, "mean over all tasks"),
+    ):
+        parts.append(line((x, start), (x, end), colour, head))
+        side, anchor = (9, "start") if x == left else (-9, "end")
+        parts.append(text((x + side, (start + end) / 2 + 5), label, anchor, "l"))
+    for x, (colour, head), down, up in (
+        (left, there, "φ_{s}", "∇L^{S}(φ_{s})"),
+        (right, back, "α λ_{s+1}", "H_{s} (α λ_{s+1})"),
+    ):
+        parts.append(line((x - 24, 516), (x - 24, 590), colour, head))
+        parts.append(line((x + 24, 590), (x + 24, 516), colour, head))
+        parts.append(text((x - 32, 566), down, "end", "l"))
+        parts.append(text((x + 32, 566), up, "start", "l"))
+        parts.append(text((x, 566), "S ×", kind="l"))
+    # From there to back: by the query rows, and by what was kept on the way.
+    parts.append(line((left + 108, 495), (middle - 44, 495), *there))
+    parts.append(text((298, 487), "φ_{S}", kind="l"))
+    parts.append(text((298, 512), "query", kind="l"))
+    parts.append(line((middle + 44, 495), (right - 108, 495), *back))
+    parts.append(text((438, 487), "λ_{S}", kind="l"))
+    parts.append(
+        f'<path d="M{left + 86} 474 V454 H{right - 86} V474" fill="none" stroke="{SUPPORT}" '
+        'stroke-width="1.6" marker-end="url(#walk-s)"/>'
+    )
+    parts.append(text((middle, 446), "trajectory", kind="l"))
+    title = "The calls of a meta-gradient, and what they hand on"
+    return svg(720, 658, title, "walk", parts)
+
+
+FIGURES = {"chain.svg": chain, "plane.svg": plane, "walk.svg": walk}
 
 if __name__ == "__main__":
     for name, draw in FIGURES.items():

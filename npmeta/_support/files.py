@@ -111,7 +111,7 @@ def folder_in_the_making(place: Path) -> Iterator[Path]:
     while True:
         folder = _beside(place)
         folder.mkdir()
-        with _open_folder(folder) as handle:
+        with _handle_of(folder) as handle:
             if handle is not None:
                 lock(handle, wait=True)
                 if not _is_at(handle, folder):
@@ -138,7 +138,7 @@ def put_folder(new: Path, place: Path) -> None:
         os.replace(new, place)
         return
     old = new.with_name(f"{new.name}.old")
-    with _open_folder(place) as handle:
+    with _handle_of(place) as handle:
         if handle is not None:
             try:
                 lock(handle)  # as long as this process is at work, nobody restores it
@@ -166,7 +166,7 @@ def restore_folder(place: Path) -> None:
             if (m := TEMPORARY.fullmatch(name)) and m[2] and m["name"] == place.name
         ]
         for name in aside:
-            with suppress(OSError), _open_folder(place.parent / name) as handle:
+            with suppress(OSError), _handle_of(place.parent / name) as handle:
                 if handle is not None:
                     lock(handle)
                 os.rename(place.parent / name, place)  # the second finds a folder that is not empty
@@ -195,17 +195,14 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 
 def _remove_if_nobodys(path: Path, is_folder: bool) -> None:
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    handle = os.open(path, flags)
-    try:
-        if not lock(handle):
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with _handle_of(path, flags) as handle:
+        if handle is None or not lock(handle):
             return
         if is_folder:
             shutil.rmtree(path)
         else:
             os.unlink(path)
-    finally:
-        os.close(handle)
 
 
 def lock(handle: int, *, wait: bool = False) -> bool:
@@ -240,10 +237,10 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 @contextmanager
-def _open_folder(folder: Path) -> Iterator[int | None]:
-    """A handle of a folder; None where the system gives none (Windows)."""
+def _handle_of(path: Path, flags: int = 0) -> Iterator[int | None]:
+    """A handle of a file or folder; None where the system gives none (Windows, of folders)."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | flags)
     except PermissionError:
         handle = None
     try:
@@ -255,9 +252,6 @@ def _open_folder(folder: Path) -> Iterator[int | None]:
 
 def _sync_folder(folder: Path) -> None:
     """Have a new name on the disk too. Windows, and some file systems, know no such thing."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
+    with suppress(OSError), _handle_of(folder) as handle:
+        if handle is not None:
             os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -320,14 +320,14 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _other(value: Any, kind: Any, where: str) -> ValueError:
-    return ValueError(f"{where} must be {_words(kind)}, got {shown(value)}")
+    return ValueError(f"{where} must be {_in_words(kind)}, got {shown(value)}")
 
 
-def _words(kind: Any) -> str:
+def _in_words(kind: Any) -> str:
     if isinstance(kind, tuple):
-        return " or ".join(map(_words, kind))
+        return " or ".join(map(_in_words, kind))
     if isinstance(kind, list):
-        return f"a list, each of which is {_words(kind[0])}" if kind else "a list"
+        return f"a list, each of which is {_in_words(kind[0])}" if kind else "a list"
     if isinstance(kind, dict):
         return "an object"
     names = {str: "a string", bool: "true or false", int: "a whole number", float: "a finite number"}

@@ -113,10 +113,10 @@ def shown(value: object) -> str:
     except Exception:  # another's object
         text = ""
     fits = 0 < len(text) <= LONGEST_SHOWN and text.isprintable()
-    return text if fits else f"{'an' if type(value).__name__[:1] in 'aeiou' else 'a'} {_kind(value)}"
+    return text if fits else f"{'an' if type(value).__name__[:1] in 'aeiou' else 'a'} {_type_of(value)}"
 
 
-def _kind(value: object) -> str:
+def _type_of(value: object) -> str:
     shape = getattr(value, "shape", None)
     return f"{type(value).__name__}{f' of shape {shape}' if isinstance(shape, tuple) else ''}"
 

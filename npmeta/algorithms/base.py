@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._support.validation import Array, DType, as_parameters, as_whole, check_finite, unmasked
+from npmeta._support.validation import (
+    Array,
+    DType,
+    as_dtype,
+    as_parameters,
+    as_whole,
+    check_finite,
+    unmasked,
+)
 from npmeta.bilevel.objective import Batch
 from npmeta.network.mlp import MLP
 from npmeta.network.weights import total
@@ -24,11 +32,10 @@ __all__ = [
     "MetaParameters",
     "Scores",
     "all_rows",
-    "as_theta",
     "both_sets",
     "check_network",
     "check_steps",
-    "check_tasks",
+    "meta_parameters",
     "named",
 ]
 
@@ -53,32 +60,54 @@ def named(params: ArrayLike | MetaParameters) -> MetaParameters:
     return params
 
 
-def as_theta(params: ArrayLike | MetaParameters, n_params: int, algorithm: str) -> Array:
-    """theta ``(P,)``, checked, of an algorithm that has no other meta-parameters."""
+def meta_parameters(
+    params: ArrayLike | MetaParameters,
+    n_params: int,
+    others: Mapping[str, Array],
+    algorithm: str,
+    required: Iterable[str] = (),
+) -> dict[str, Array]:
+    """theta ``(P,)`` and what an algorithm has beside it, checked and in the dtype of theta.
+
+    ``others`` say what that is by default, and so of what shape; those ``required`` have no default.
+    """
     params = named(params)
-    if set(params) != {"theta"}:
-        raise ValueError(f"{algorithm} has the meta-parameter 'theta' alone, got {sorted(params)}")
+    for name in params:
+        if name != "theta" and name not in others:
+            raise ValueError(f"{algorithm} has no meta-parameter {name!r}")
+    for name in required:
+        if name not in params:
+            raise ValueError(
+                f"the meta-parameters of {algorithm} must have a {name!r}, got {sorted(params)}"
+            )
     theta = as_parameters(params["theta"], n_params)
     if theta.ndim != 1:
         raise ValueError(f"theta must have shape ({n_params},), got {theta.shape}")
     check_finite(theta, "theta")
-    return theta
-
-
-def check_tasks(tasks: TaskBatch) -> None:
-    """Raise ValueError unless these are tasks."""
-    if not all(hasattr(tasks, name) for name in ("support_x", "support_y", "query_x", "query_y")):
-        raise ValueError(
-            f"tasks must be a TaskBatch, as the sample() of a task distribution makes them; got "
-            f"{type(tasks).__name__}"
-        )
+    given = {"theta": theta}
+    for name, default in others.items():
+        value = unmasked(params.get(name, default), name)
+        if value.shape != default.shape:
+            raise ValueError(f"{name} must have shape {default.shape}, got {value.shape}")
+        given[name] = as_dtype(value, theta.dtype, name)
+    return given
 
 
 def both_sets(
     prepare: Callable[[ArrayLike, ArrayLike, DType, str], Batch], tasks: TaskBatch, dtype: DType
 ) -> tuple[Batch, Batch]:
-    """Support and query rows of tasks, each by ``prepare(x, y, dtype, name)``."""
-    check_tasks(tasks)
+    """Support and query rows of tasks, each by ``prepare(x, y, dtype, name)``.
+
+    Raises
+    ------
+    ValueError
+        Unless these are tasks.
+    """
+    if not all(hasattr(tasks, name) for name in ("support_x", "support_y", "query_x", "query_y")):
+        raise ValueError(
+            f"tasks must be a TaskBatch, as the sample() of a task distribution makes them; got "
+            f"{type(tasks).__name__}"
+        )
     return (
         prepare(tasks.support_x, tasks.support_y, dtype, "support_"),
         prepare(tasks.query_x, tasks.query_y, dtype, "query_"),

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 
-from npmeta._support.validation import (
-    Array,
-    DType,
-    as_features,
-    as_generator,
-    as_number,
-    as_whole,
-    check_flag,
-)
+from npmeta._support.validation import Array, as_features, as_number, as_whole, check_flag
 from npmeta.algorithms.base import (
     MetaGradient,
     MetaParameters,
-    Scores,
-    as_theta,
     both_sets,
     check_network,
     check_steps,
 )
+from npmeta.algorithms.gradient_steps import task_mean
+from npmeta.algorithms.own_steps import OwnSteps
 from npmeta.bilevel.objective import Batch, Risk
 from npmeta.network.factored import FactoredBase
 from npmeta.network.losses import Loss
@@ -40,7 +32,7 @@ __all__ = ["CAVIA"]
 
 
 @dataclass(frozen=True, eq=False)
-class CAVIA:
+class CAVIA(OwnSteps):
     r"""Tell a network which task it is on by further inputs c, which alone adapt to the task.
 
     .. math:: \min_\theta \; \frac1T \sum_t L^Q_t(c_{t,S}, \theta), \qquad
@@ -87,7 +79,7 @@ class CAVIA:
     inner_lr: float = 1.0
     inner_steps: int = 1
     first_order: bool = False
-    risk: Risk = field(init=False, repr=False)
+    objective: Risk = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_network(self.model)
@@ -102,17 +94,12 @@ class CAVIA:
         check_steps(self.inner_steps, "inner_steps")
         check_flag(self.first_order, "first_order")
         object.__setattr__(self, "inner_lr", inner_lr)
-        object.__setattr__(self, "risk", Risk(self.model, self.loss))
+        object.__setattr__(self, "objective", Risk(self.model, self.loss))
 
     @property
     def n_in(self) -> int:
         """Inputs of a row, the context not among them."""
         return self.model.widths[0] - self.n_context
-
-    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
-        """Initial meta-parameters: "theta" ``(P,)``."""
-        rng = as_generator(rng)
-        return {"theta": self.model.init(rng, dtype)}
 
     @np.errstate(all="ignore")  # what diverges shows in the result
     def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
@@ -120,14 +107,15 @@ class CAVIA:
 
         Parameters and errors are :meth:`npmeta.MAML.meta_gradient`'s, but for step sizes.
         """
-        layers = self._layers(params)
-        support, query = self._prepare(tasks, layers[0].W.dtype)
+        given = self._given(params)
+        support, query = both_sets(self._batch, tasks, given["theta"].dtype)
+        layers = self._layers(given)
         W_c = layers[0].W[self.n_in :]
         c, steps = self._start(support), []
-        for lin, adapted in self._inner_loop(layers, support, self.inner_steps):
+        for lin, adapted in self._inner_loop(given, support, self.inner_steps):
             steps.append(lin)
             c = adapted
-        outer = self._at(layers, c, query)
+        outer = self._at(given, c, query)
 
         # λ = dL^Q/dc and λ_θ = dL^Q/dθ, carried back through c_{s+1} = c_s − α ∇_c L^S(c_s, θ).
         lam = self._grad(outer, W_c)
@@ -142,93 +130,46 @@ class CAVIA:
             lam_theta = [lam_l.descend(part) for lam_l, part in zip(lam_theta, product, strict=True)]
         return MetaGradient(
             float(outer.value.real.mean()),
-            {"theta": np.concatenate([part.task_mean() for part in lam_theta])},
+            {"theta": task_mean(lam_theta)},
             outer.value,
             "none" if self.first_order else "exact",
         )
 
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def adapt(
-        self,
-        params: ArrayLike | MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        """Every task's context after adaptation, ``(T, n_context)``."""
-        layers = self._layers(params)
-        support = self._batch(support_x, support_y, layers[0].W.dtype, "support_")
-        c = self._start(support)
-        for _, adapted in self._inner_loop(layers, support, steps):
-            c = adapted
-        return c
+    def states(self, given: Mapping[str, Array], support: Batch, n_steps: int) -> Iterator[Array]:
+        """Every task's context ``(T, n_context)`` after 0, 1, .. steps."""
+        yield self._start(support)
+        for _, c in self._inner_loop(given, support, n_steps):
+            yield c
 
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def predict(
-        self,
-        params: ArrayLike | MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        query_x: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        """Outputs on query inputs after adaptation, ``(T, Q, n_out)``."""
-        c = self.adapt(params, support_x, support_y, steps)
-        x = self._padded(query_x, "query_x")
-        if len(x) != len(c):
-            raise ValueError(f"query_x must have as many tasks as support_x, {len(c)}; got {len(x)}")
-        x = self.model.features(x, c.dtype, "query_x")
-        return self.risk.outputs(self._layers(params), self._joined(x, c))
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def evaluate(
-        self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
-    ) -> Scores:
-        """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` steps."""
-        layers = self._layers(params)
-        support, (x, y) = self._prepare(tasks, layers[0].W.dtype)
-        contexts = [self._start(support), *(c for _, c in self._inner_loop(layers, support, steps))]
-        return Scores.of_steps(self.risk.score(layers, (self._joined(x, c), y)) for c in contexts)
+    def placed(
+        self, given: Mapping[str, Array], state: Array, x: Array
+    ) -> tuple[list[FactoredBase], Array]:
+        """The network of all tasks, and [x, c]: the inputs with the context of each in its place."""
+        rows = np.broadcast_to(state[:, None, :], (*x.shape[:2], self.n_context))
+        return self._layers(given), np.concatenate([x[..., : self.n_in], rows], axis=-1)
 
     # --- shared by the methods above --------------------------------------------------------------
 
-    def _layers(self, params: ArrayLike | MetaParameters) -> list[FactoredBase]:
-        theta = as_theta(params, self.model.n_params, "CAVIA")
-        return [FactoredBase(W, b) for W, b in self.model.unpack(theta)]
+    def _layers(self, given: Mapping[str, Array]) -> list[FactoredBase]:
+        return [FactoredBase(W, b) for W, b in self.model.unpack(given["theta"])]
 
-    def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
-        return both_sets(self._batch, tasks, dtype)
-
-    def _batch(self, x: ArrayLike, y: ArrayLike, dtype: DType, name: str) -> Batch:
-        return self.risk.prepare(self._padded(x, f"{name}x"), y, dtype, name)
-
-    def _padded(self, x: ArrayLike, name: str) -> Array:
+    def _inputs(self, x: ArrayLike, name: str) -> Array:
         """Inputs ``(T, rows, n_in)`` beside a context of zeros."""
         array = as_features(x, name)
         if array.ndim != 3 or array.shape[-1] != self.n_in:
             raise ValueError(f"{name} must have shape (T, rows, {self.n_in}), got {array.shape}")
         return np.concatenate([array, np.zeros((*array.shape[:2], self.n_context))], axis=-1)
 
-    def _joined(self, x: Array, c: Array) -> Array:
-        """[x, c]: the inputs with the context of each task in its place."""
-        rows = np.broadcast_to(c[:, None, :], (*x.shape[:2], self.n_context))
-        return np.concatenate([x[..., : self.n_in], rows], axis=-1)
-
-    def _start(self, batch: Batch) -> Array:
-        return np.zeros((len(batch[0]), self.n_context), dtype=batch[0].dtype)
-
-    def _at(self, layers: list[FactoredBase], c: Array, batch: Batch) -> Any:
-        """The network's loss at [x, c], linearised in θ."""
-        x, y = batch
-        return self.risk.at(layers, (self._joined(x, c), y))
+    def _start(self, support: Batch) -> Array:
+        return np.zeros((len(support[0]), self.n_context), dtype=support[0].dtype)
 
     def _inner_loop(
-        self, layers: list[FactoredBase], support: Batch, steps: int | None
+        self, given: Mapping[str, Array], support: Batch, n_steps: int
     ) -> Iterator[tuple[Any, Array]]:
         """The inner steps one by one: the support loss linearised at c_s, and c_{s+1}."""
-        c, W_c = self._start(support), layers[0].W[self.n_in :]
-        for _ in range(check_steps(self.inner_steps if steps is None else steps, "steps")):
-            lin = self._at(layers, c, support)
+        c, W_c = self._start(support), self._layers(given)[0].W[self.n_in :]
+        for _ in range(n_steps):
+            lin = self._at(given, c, support)
             c = c - self.inner_lr * self._grad(lin, W_c)
             yield lin, c
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -25,13 +25,22 @@ from npmeta._support.validation import (
     as_features,
     as_generator,
     as_number,
-    as_parameters,
     as_whole,
+    lookup,
     unmasked,
 )
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
+from npmeta.algorithms.base import (
+    MetaGradient,
+    MetaParameters,
+    Scores,
+    both_sets,
+    check_steps,
+    meta_parameters,
+    named,
+)
 from npmeta.bilevel.objective import Batch
 from npmeta.network import losses
+from npmeta.network.distances import DISTANCES
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP, backward, forward
 
@@ -40,12 +49,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ABSENT",
+    "ByDistance",
+    "ByLoss",
     "Compared",
     "Episodic",
     "Passed",
     "check_model",
     "check_scale",
-    "initial_scale",
     "through",
 ]
 
@@ -53,7 +63,7 @@ __all__ = [
 ABSENT = -1e30
 
 #: Cross-entropy of one class a row.
-CLASSES = dataclasses.replace(losses.get("cross_entropy"), soft=False)
+CLASS_LOSS = dataclasses.replace(losses.get("cross_entropy"), soft=False)
 
 
 class Passed(NamedTuple):
@@ -105,6 +115,9 @@ class Episodic(ABC):
     model: MLP | None
     ways: int | None
 
+    #: Meta-parameters that have to be passed.
+    required: ClassVar[tuple[str, ...]] = ()
+
     @abstractmethod
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """Outputs for ``query (T, Q, d)``, given ``support (T, K, d)`` with targets ``y (T, K, N)``."""
@@ -113,10 +126,14 @@ class Episodic(ABC):
         """Initial meta-parameters beside theta. What is not passed has these values."""
         return {}
 
+    def ordered(self, x: ArrayLike, y: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
+        """Support rows, before they are checked, in the order in which they are read."""
+        return x, y
+
     @property
     def criterion(self) -> Loss:
         """What targets are prepared for, and by default the loss of the outputs."""
-        return CLASSES
+        return CLASS_LOSS
 
     def query_loss(self, outputs: Array, support_y: Array, query_y: Array) -> tuple[Array, Array]:
         """The loss of each task ``(T,)``, and its gradient in the outputs: here −log softmax.
@@ -127,7 +144,7 @@ class Episodic(ABC):
         present = (support_y != 0).any(1)
         answered = (query_y @ present[:, :, None]) != 0  # (T, Q, 1)
         outputs = np.where(answered, outputs, 0)
-        value, gradient, _ = CLASSES(outputs, np.where(answered, query_y, 1 / query_y.shape[-1]))
+        value, gradient, _ = CLASS_LOSS(outputs, np.where(answered, query_y, 1 / query_y.shape[-1]))
         return value, np.where(answered, gradient, 0)
 
     def class_outputs(self, outputs: Array, support_y: Array) -> Array:
@@ -166,7 +183,7 @@ class Episodic(ABC):
         """
         keep_freed_memory()
         passed = set(named(params))
-        given = self._meta_parameters(params)
+        given = self._given(params)
         (support_x, support_y), (query_x, query_y) = self._prepare(tasks, given["theta"].dtype)
         support, query, pull_back = self._embed(given["theta"], support_x, query_x)
         compared = self.compare(given, support, support_y, query)
@@ -193,7 +210,7 @@ class Episodic(ABC):
             As :meth:`meta_gradient` does, or if ``steps`` is no number of steps.
         """
         check_steps(0 if steps is None else steps, "steps")
-        given = self._meta_parameters(params)
+        given = self._given(params)
         (support_x, support_y), (query_x, query_y) = self._prepare(tasks, given["theta"].dtype)
         support, query, _ = self._embed(given["theta"], support_x, query_x)
         outputs = self.compare(given, support, support_y, query).outputs
@@ -218,8 +235,9 @@ class Episodic(ABC):
             If shapes or labels do not fit.
         """
         check_steps(0 if steps is None else steps, "steps")
-        given = self._meta_parameters(params)
+        given = self._given(params)
         dtype = given["theta"].dtype
+        support_x, support_y = self.ordered(support_x, support_y)
         y = self.criterion.prepare(support_y, self._n_out(support_y), dtype, "support_y")
         x, qx = self._rows(support_x, dtype, "support_x"), self._rows(query_x, dtype, "query_x")
         if x.shape[:2] != y.shape[:2] or len(qx) != len(x) or qx.shape[2] != x.shape[2]:
@@ -232,28 +250,17 @@ class Episodic(ABC):
 
     # --- shared by the methods above ----------------------------------------------------------------
 
-    def _meta_parameters(self, params: ArrayLike | MetaParameters) -> dict[str, Array]:
+    def _given(self, params: ArrayLike | MetaParameters) -> dict[str, Array]:
         """All meta-parameters, checked and in the dtype of theta."""
-        params = named(params)
         n_params = 0 if self.model is None else self.model.n_params
-        theta = as_parameters(params["theta"], n_params)
-        if theta.ndim != 1:
-            raise ValueError(f"theta must have shape ({n_params},), got {theta.shape}")
-        given = {"theta": as_dtype(theta, theta.dtype, "theta")}
-        for name, default in self.extra().items():
-            value = unmasked(params.get(name, default), name)
-            if value.shape != default.shape:
-                raise ValueError(f"{name} must have shape {default.shape}, got {value.shape}")
-            given[name] = as_dtype(value, theta.dtype, name)
-        unknown = sorted(set(params) - set(given))
-        if unknown:
-            raise ValueError(f"{type(self).__name__} has no meta-parameter {unknown[0]!r}")
-        return given
+        return meta_parameters(params, n_params, self.extra(), type(self).__name__, self.required)
 
     def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
         """Inputs and targets of the support and the query rows, checked and cast."""
 
         def prepare(x: ArrayLike, y: ArrayLike, dtype: DType, name: str) -> Batch:
+            if name == "support_":
+                x, y = self.ordered(x, y)
             n_out = self._n_out(tasks.support_y, tasks.query_y)
             rows = self._rows(x, dtype, f"{name}x")
             return rows, self.criterion.prepare(y, n_out, dtype, f"{name}y")
@@ -295,18 +302,47 @@ class Episodic(ABC):
         return embedded[:, :K], embedded[:, K:], to_theta
 
 
+class ByDistance(Episodic):
+    """A learner whose outputs are distances of embeddings, times a scale s.
+
+    s is a meta-parameter, by default 10 for cosines, which lie in [−1, 1], and 1 for the others.
+    """
+
+    distance: str
+    scale: float | None
+
+    def __post_init__(self) -> None:
+        check_model(self.model, self.ways)
+        lookup(self.distance, DISTANCES, "distance")
+        if self.scale is not None:
+            check_scale(self.scale)
+
+    def extra(self) -> dict[str, Array]:
+        default = 10.0 if self.distance == "cosine" else 1.0
+        return {"scale": np.array(default if self.scale is None else float(self.scale))}
+
+
+class ByLoss(Episodic):
+    """A learner whose outputs on the query rows are judged by a loss of one's choice."""
+
+    loss: str | Loss
+
+    @property
+    def criterion(self) -> Loss:
+        return losses.get(self.loss)
+
+    def query_loss(self, outputs: Array, support_y: Array, query_y: Array) -> tuple[Array, Array]:
+        """``loss`` of the outputs."""
+        value, gradient, _ = self.criterion(outputs, query_y)
+        return value, gradient
+
+
 def check_model(model: object, ways: int | None) -> None:
     """Raise ValueError unless these can be fields of a learner."""
     if model is not None and not isinstance(model, MLP):
         raise ValueError(f"model must be an MLP (or None: no embedding), got {type(model).__name__}")
     if ways is not None:
         as_whole(ways, "ways", 1)
-
-
-def initial_scale(scale: float | None, distance: str) -> Array:
-    """The scale that was asked for; else 10 for cosines, which lie in [−1, 1], and 1 for the others."""
-    default = 10.0 if distance == "cosine" else 1.0
-    return np.array(default if scale is None else float(scale))
 
 
 def check_scale(scale: object, name: str = "scale") -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 
-from npmeta._support.validation import Array, as_generator, as_number
-from npmeta.algorithms.base import (
-    MetaGradient,
-    MetaParameters,
-    Scores,
-    as_theta,
-    both_sets,
-    check_steps,
-)
-from npmeta.bilevel.objective import Batch, Linearization, Objective, Risk, as_objective
+from npmeta._support.validation import Array, as_number
+from npmeta.algorithms.base import MetaGradient, MetaParameters, both_sets, check_steps
+from npmeta.algorithms.own_steps import OwnSteps
+from npmeta.bilevel.objective import Batch, Linearization, Objective, as_objective
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 
@@ -49,7 +44,7 @@ class ImplicitMetaGradient(MetaGradient):
 
 
 @dataclass(frozen=True, eq=False)
-class IMAML:
+class IMAML(OwnSteps):
     r"""Adapt by solving a problem that keeps near θ, and differentiate its solution.
 
     .. math:: \min_\theta \; \frac1T \sum_t L^Q_t(\varphi_t), \qquad
@@ -118,23 +113,18 @@ class IMAML:
             )
         object.__setattr__(self, "objective", as_objective(self.model, self.loss))
 
-    def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
-        """Initial meta-parameters: "theta" ``(P,)``."""
-        rng = as_generator(rng)
-        if not isinstance(self.objective, Risk):
-            raise ValueError("an objective has no initial parameters; pass your own theta")
-        return {"theta": self.objective.init(rng, dtype)}
-
     @np.errstate(all="ignore")  # what diverges shows in the result
     def meta_gradient(
         self, params: ArrayLike | MetaParameters, tasks: TaskBatch
     ) -> ImplicitMetaGradient:
         """The mean query loss after adaptation and its gradient, exact but for the tolerance."""
-        theta = as_theta(params, self.objective.n_params, "iMAML")
-        support, query = both_sets(self.objective.prepare, tasks, theta.dtype)
-        *_, end = self._newton(theta, support, self.inner_steps)
-        outer = self._at(end.phi, query)
-        lin = self._at(end.phi, support)
+        given = self._given(params)
+        theta = given["theta"]
+        support, query = both_sets(self._batch, tasks, theta.dtype)
+        for point in self._newton(theta, support, self.inner_steps):
+            end = point
+        outer = self._at(given, end.phi, query)
+        lin = self._at(given, end.phi, support)
         x, steps, residual = self._solve(lin, self.strength * outer.grad, self._tolerance(theta))
         return ImplicitMetaGradient(
             float(outer.value.mean()),
@@ -147,45 +137,13 @@ class IMAML:
             residual,
         )
 
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def adapt(
-        self,
-        params: ArrayLike | MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        """Every task's parameters after adaptation, ``(T, P)``; ``steps`` are Newton steps at most."""
-        theta = as_theta(params, self.objective.n_params, "iMAML")
-        support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
-        *_, end = self._newton(theta, support, self.inner_steps if steps is None else steps)
-        return end.phi
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def predict(
-        self,
-        params: ArrayLike | MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        query_x: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        """The adapted networks' outputs on query inputs, ``(T, Q, n_out)``."""
-        if not isinstance(self.model, MLP):
-            raise ValueError("an objective makes no predictions; adapt, and use its parameters")
-        return self.model.apply(self.adapt(params, support_x, support_y, steps), query_x)
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def evaluate(
-        self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
-    ) -> Scores:
-        """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` Newton steps."""
-        theta = as_theta(params, self.objective.n_params, "iMAML")
-        n_steps = self.inner_steps if steps is None else check_steps(steps, "steps")
-        support, query = both_sets(self.objective.prepare, tasks, theta.dtype)
-        points = [point.phi for point in self._newton(theta, support, n_steps)]
-        points += points[-1:] * (n_steps + 1 - len(points))
-        return Scores.of_steps(self.objective.score(self.objective.hold(phi), query) for phi in points)
+    def states(self, given: Mapping[str, Array], support: Batch, n_steps: int) -> Iterator[Array]:
+        """Every task's φ ``(T, P)`` after 0, 1, .. Newton steps; when all have arrived, the last."""
+        n_points = 0
+        for point in self._newton(given["theta"], support, n_steps):
+            n_points += 1
+            yield point.phi
+        yield from repeat(point.phi, n_steps + 1 - n_points)
 
     # --- the inner problem ------------------------------------------------------------------------
 
@@ -193,11 +151,11 @@ class IMAML:
         """θ and the points after each Newton step on G, until all tasks' gradients are small."""
         rho, T = self.strength, len(support[0])
         phi, steps, residual = np.tile(theta, (T, 1)), np.zeros(T, int), np.ones(T, theta.dtype)
-        n_steps, on = check_steps(n_steps, "steps"), np.arange(T)  # the tasks that have not arrived
+        on = np.arange(T)  # the tasks that have not arrived
         for step in range(n_steps + 1):
             x, y = support
             here, rows = phi[on], (x[on], y[on])
-            lin = self._at(here, rows)
+            lin = self.objective.at(self.objective.hold(here), rows)
             gradient = lin.grad + rho * (here - theta)
             size = np.linalg.norm(gradient, axis=-1)
             if step == 0:
@@ -239,9 +197,6 @@ class IMAML:
         loss, _ = self.objective.score(self.objective.hold(phi), support)
         value: Array = loss + self.strength / 2 * ((phi - theta) ** 2).sum(-1)
         return value
-
-    def _at(self, phi: Array, batch: Batch) -> Linearization:
-        return self.objective.at(self.objective.hold(phi), batch)
 
     def _tolerance(self, theta: Array) -> float:
         return max(self.tolerance, 10 * float(np.finfo(theta.dtype).eps))

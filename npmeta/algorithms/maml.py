@@ -47,13 +47,6 @@ class MAML(Adapts):
         the form that costs less; :meth:`plan` shows which and why. The result is the same within
         rounding.
 
-    Attributes
-    ----------
-    objective : Objective
-        ``Risk(model, loss)``, or the objective that was passed.
-    inner : GradientSteps
-        The inner loop and its adjoint.
-
     Raises
     ------
     ValueError

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._support.validation import Array, DType, as_features, as_generator, as_whole, unmasked
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_tasks
-from npmeta.algorithms.episodic import Compared, Episodic, check_model, check_scale
+from npmeta.algorithms.base import MetaParameters
+from npmeta.algorithms.episodic import ByLoss, Compared, check_model, check_scale
 from npmeta.network import activations, losses
 from npmeta.network.distances import cosine
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 from npmeta.network.softmax import softmax, through_softmax
 
-if TYPE_CHECKING:
-    from npmeta.tasks.batch import TaskBatch
-
 __all__ = ["MANN", "in_order"]
 
 #: γ, the share of its usage that a slot keeps from one row to the next.
-DECAY = 0.95
+USAGE_KEPT = 0.95
 
 _sigmoid, _tanh = activations.get("sigmoid"), activations.get("tanh")
 
@@ -55,7 +51,7 @@ class Stepped(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class MANN(Episodic):
+class MANN(ByLoss):
     r"""Read the support set row by row, write to a memory what is worth it, and look it up.
 
     A controller, an LSTM, is shown each row with the label of the row before it, so that it must hold
@@ -138,15 +134,6 @@ class MANN(Episodic):
         for name in ("units", "slots", "width"):
             as_whole(getattr(self, name), name, 1)
 
-    @property
-    def criterion(self) -> Loss:
-        return losses.get(self.loss)
-
-    def query_loss(self, outputs: Array, support_y: Array, query_y: Array) -> tuple[Array, Array]:
-        """``loss`` of the outputs."""
-        value, gradient, _ = self.criterion(outputs, query_y)
-        return value, gradient
-
     def extra(self) -> dict[str, Array]:
         d, H, m = self.model.widths[-1], self.units, self.width
         shapes = {
@@ -168,26 +155,9 @@ class MANN(Episodic):
         params["controller"][-1, self.units : 2 * self.units] = 1
         return params
 
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
-        return super().meta_gradient(params, _in_order(tasks))
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def evaluate(
-        self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
-    ) -> Scores:
-        return super().evaluate(params, _in_order(tasks), steps)
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def predict(
-        self,
-        params: ArrayLike | MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        query_x: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        return super().predict(params, *in_order(support_x, support_y), query_x, steps)
+    def ordered(self, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+        """As :func:`in_order`."""
+        return in_order(x, y)
 
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """Outputs for every query row, after the support rows one by one."""
@@ -246,7 +216,7 @@ class MANN(Episodic):
         w = softmax(-s * d)
         r = (w[:, None] @ M)[:, 0]
         v = np.concatenate([h, r, one], axis=1)
-        after = State(h, c, r, w, M, DECAY * before.usage + w + w_write)
+        after = State(h, c, r, w, M, USAGE_KEPT * before.usage + w + w_write)
 
         def pull_back(outputs_bar: Array, bar: State, grads: dict[str, Array]) -> tuple[Array, State]:
             H = self.units
@@ -306,9 +276,3 @@ def in_order(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
     rows = (x * np.cos(np.arange(x.shape[-1]))).sum(-1).argsort(1, kind="stable")
     tasks = np.arange(len(x))[:, None]
     return x[tasks, rows], y[tasks, rows]
-
-
-def _in_order(tasks: TaskBatch) -> TaskBatch:
-    check_tasks(tasks)
-    support = in_order(tasks.support_x, tasks.support_y)
-    return dataclasses.replace(tasks, support_x=support[0], support_y=support[1])

@@ -7,16 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._support.validation import Array, lookup
+from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaParameters
-from npmeta.algorithms.episodic import (
-    ABSENT,
-    Compared,
-    Episodic,
-    check_model,
-    check_scale,
-    initial_scale,
-)
+from npmeta.algorithms.episodic import ABSENT, ByDistance, Compared
 from npmeta.network.distances import DISTANCES
 from npmeta.network.mlp import MLP
 
@@ -24,7 +17,7 @@ __all__ = ["MatchingNetwork", "log_sum_by_class"]
 
 
 @dataclass(frozen=True, eq=False)
-class MatchingNetwork(Episodic):
+class MatchingNetwork(ByDistance):
     r"""Label a query by the labels of the support rows it attends to.
 
     With embeddings :math:`e`, a distance d and a scale s (equation 1 of the paper, whose embeddings of
@@ -68,15 +61,6 @@ class MatchingNetwork(Episodic):
     distance: str = "cosine"
     scale: float | None = None
     ways: int | None = None
-
-    def __post_init__(self) -> None:
-        check_model(self.model, self.ways)
-        lookup(self.distance, DISTANCES, "distance")
-        if self.scale is not None:
-            check_scale(self.scale)
-
-    def extra(self) -> dict[str, Array]:
-        return {"scale": initial_scale(self.scale, self.distance)}
 
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """log Σ_{i of class c} exp(−s d_i): softmax of these are the class probabilities."""

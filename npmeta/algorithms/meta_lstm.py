@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,25 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._support.memory import keep_freed_memory
-from npmeta._support.validation import (
-    Array,
-    DType,
-    as_dtype,
-    as_generator,
-    as_number,
-    as_parameters,
-    check_flag,
-    unmasked,
-)
+from npmeta._support.validation import Array, as_generator, as_number, check_flag
 from npmeta.algorithms.base import (
     MetaGradient,
     MetaParameters,
-    Scores,
     both_sets,
     check_network,
     check_steps,
-    named,
 )
+from npmeta.algorithms.own_steps import OwnSteps
 from npmeta.bilevel.objective import Batch, Linearization, Risk
 from npmeta.network import activations
 from npmeta.network.losses import Loss
@@ -41,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["MetaLSTM", "preprocess"]
 
 #: p of the preprocessing: gradients down to exp(−10) are seen by their logarithm.
-P = 10.0
+REACH = 10.0
 
 #: What a gate sees: two numbers of ∇L, two of L, θ, the gate before, and 1.
 N_SEEN = 7
@@ -63,11 +53,11 @@ def preprocess(g: Array) -> Preprocessed:
                                       (-1,\; e^p g) & \text{else} \end{cases}, \qquad p = 10 .
     """
     sign = np.sign(g.real).astype(g.dtype)
-    large = sign.real * g.real >= math.exp(-P)
+    large = sign.real * g.real >= math.exp(-REACH)
     magnitude = np.where(large, sign * g, 1)
-    size = np.where(large, np.log(magnitude) / P, -1).astype(g.dtype)
-    direction = np.where(large, sign, math.exp(P) * g).astype(g.dtype)
-    slopes = np.where(large, sign / (P * magnitude), 0), np.where(large, 0, math.exp(P))
+    size = np.where(large, np.log(magnitude) / REACH, -1).astype(g.dtype)
+    direction = np.where(large, sign, math.exp(REACH) * g).astype(g.dtype)
+    slopes = np.where(large, sign / (REACH * magnitude), 0), np.where(large, 0, math.exp(REACH))
     slopes = (slopes[0].astype(g.dtype), slopes[1].astype(g.dtype))
     return Preprocessed((size, direction), slopes)
 
@@ -108,7 +98,7 @@ class Update(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class MetaLSTM:
+class MetaLSTM(OwnSteps):
     r"""Learn the update rule of the inner loop: the cell of an LSTM, whose state is the parameters.
 
     Each parameter of each task has gates of its own, made with the same weights for all (section 3.1
@@ -132,7 +122,7 @@ class MetaLSTM:
         S.
     first_order : bool
         Take L_s and ∇L_s for constants, as the paper does. If not, the meta-gradient is that of
-        :meth:`evaluate`, exact through both.
+        ``evaluate``, exact through both.
 
     Raises
     ------
@@ -160,7 +150,7 @@ class MetaLSTM:
     inner_lr: float = 0.01
     inner_steps: int = 5
     first_order: bool = True
-    risk: Risk = field(init=False, repr=False)
+    objective: Risk = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_network(self.model)
@@ -174,20 +164,20 @@ class MetaLSTM:
         check_steps(self.inner_steps, "inner_steps")
         check_flag(self.first_order, "first_order")
         object.__setattr__(self, "inner_lr", inner_lr)
-        object.__setattr__(self, "risk", Risk(self.model, self.loss))
+        object.__setattr__(self, "objective", Risk(self.model, self.loss))
 
     def init(self, rng: np.random.Generator | int, dtype: DTypeLike = np.float64) -> dict[str, Array]:
         """Initial meta-parameters: gates near ``inner_lr`` and near 1, so that steps are at first those
         of gradient descent."""
         rng = as_generator(rng)
-        params = {"theta": self.model.init(rng, dtype)}
+        params = super().init(rng, dtype)
         logits = {"input_gate": math.log(self.inner_lr / (1 - self.inner_lr)), "forget_gate": 5.0}
         for name, logit in logits.items():
             params[name] = np.array([*rng.uniform(-0.01, 0.01, N_SEEN - 1), logit], dtype)
         return params
 
     @np.errstate(all="ignore")  # what diverges shows in the result
-    def meta_gradient(self, params: MetaParameters, tasks: TaskBatch) -> MetaGradient:
+    def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
         """The mean query loss after adaptation and its gradient, by backpropagation through the steps.
 
         Parameters
@@ -207,15 +197,16 @@ class MetaLSTM:
             If shapes, labels or names do not fit.
         """
         keep_freed_memory()
-        theta, w_I, w_F = self._meta_parameters(params)
-        support, query = self._prepare(tasks, theta.dtype)
-        steps, point = [], self._begin(theta, support)
-        for update, moved in self._inner_loop(theta, w_I, w_F, support, self.inner_steps):
+        given = self._given(params)
+        w_I, w_F = given["input_gate"], given["forget_gate"]
+        support, query = both_sets(self._batch, tasks, w_I.dtype)
+        steps, theta = [], self._begin(given, support)
+        for update, moved in self._inner_loop(given, support, self.inner_steps):
             steps.append(update)
-            point = moved
-        outer = self.risk.at(self.risk.hold(point), query)
+            theta = moved
+        outer = self._at(given, theta, query)
 
-        theta_bar = outer.grad / len(point)
+        theta_bar = outer.grad / len(theta)
         w_I_bar, w_F_bar = np.zeros_like(w_I), np.zeros_like(w_F)
         i_bar = f_bar = np.zeros_like(theta_bar)
         for step in reversed(steps):
@@ -239,95 +230,33 @@ class MetaLSTM:
             "none" if self.first_order else "exact",
         )
 
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def adapt(
-        self,
-        params: MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        """Every task's parameters after adaptation, ``(T, P)``."""
-        theta, w_I, w_F = self._meta_parameters(params)
-        support = self.risk.prepare(support_x, support_y, theta.dtype, "support_")
-        point = self._begin(theta, support)
-        for _, moved in self._inner_loop(theta, w_I, w_F, support, steps):
-            point = moved
-        return point
+    def extra(self) -> dict[str, Array]:
+        return {"input_gate": np.zeros(N_SEEN), "forget_gate": np.zeros(N_SEEN)}
 
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def predict(
-        self,
-        params: MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        query_x: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        """Outputs on query inputs after adaptation, ``(T, Q, n_out)``."""
-        point = self.adapt(params, support_x, support_y, steps)
-        x = self.model.features(query_x, point.dtype, "query_x")
-        if x.ndim != 3 or len(x) != len(point):
-            raise ValueError(f"query_x must have shape ({len(point)}, Q, n_in), got {x.shape}")
-        return self.risk.outputs(self.risk.hold(point), x)
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def evaluate(self, params: MetaParameters, tasks: TaskBatch, steps: int | None = None) -> Scores:
-        """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` steps."""
-        theta, w_I, w_F = self._meta_parameters(params)
-        support, query = self._prepare(tasks, theta.dtype)
-        loop = self._inner_loop(theta, w_I, w_F, support, steps)
-        points = [self._begin(theta, support), *(point for _, point in loop)]
-        return Scores.of_steps(self.risk.score(self.risk.hold(point), query) for point in points)
-
-    # --- shared by the methods above --------------------------------------------------------------
-
-    def _meta_parameters(self, params: MetaParameters) -> tuple[Array, Array, Array]:
-        """θ_0 and the weights of both gates, checked and in the dtype of θ_0."""
-        params = named(params)
-        if set(params) != {"theta", "input_gate", "forget_gate"}:
-            raise ValueError(
-                f"the meta-parameters of MetaLSTM are 'theta', 'input_gate' and 'forget_gate', got "
-                f"{sorted(params)}"
-            )
-        theta = as_parameters(params["theta"], self.model.n_params)
-        if theta.ndim != 1:
-            raise ValueError(f"theta must have shape ({self.model.n_params},), got {theta.shape}")
-        gates = []
-        for name in ("input_gate", "forget_gate"):
-            weights = unmasked(params[name], name)
-            if weights.shape != (N_SEEN,):
-                raise ValueError(f"{name} must have shape ({N_SEEN},), got {weights.shape}")
-            gates.append(as_dtype(weights, theta.dtype, name))
-        return as_dtype(theta, theta.dtype, "theta"), gates[0], gates[1]
-
-    def _prepare(self, tasks: TaskBatch, dtype: DType) -> tuple[Batch, Batch]:
-        return both_sets(self.risk.prepare, tasks, dtype)
+    def states(self, given: Mapping[str, Array], support: Batch, n_steps: int) -> Iterator[Array]:
+        """Every task's parameters θ_s ``(T, P)``."""
+        yield self._begin(given, support)
+        for _, theta in self._inner_loop(given, support, n_steps):
+            yield theta
 
     @staticmethod
-    def _begin(theta: Array, batch: Batch) -> Array:
+    def _begin(given: Mapping[str, Array], support: Batch) -> Array:
         """θ_0 of every task."""
-        return np.tile(theta, (len(batch[0]), 1))
+        return np.tile(given["theta"], (len(support[0]), 1))
 
     def _inner_loop(
-        self, theta_0: Array, w_I: Array, w_F: Array, support: Batch, steps: int | None
+        self, given: Mapping[str, Array], support: Batch, n_steps: int
     ) -> Iterator[tuple[Update, Array]]:
         """The inner steps one by one: what each is made of, and θ_s ``(T, P)``."""
-        theta = self._begin(theta_0, support)
+        theta = self._begin(given, support)
         i = f = np.zeros_like(theta)
-        for _ in range(check_steps(self.inner_steps if steps is None else steps, "steps")):
-            lin = self.risk.at(self.risk.hold(theta), support)
+        for _ in range(n_steps):
+            lin = self._at(given, theta, support)
             by_grad, by_loss = preprocess(lin.grad), preprocess(lin.value[:, None])
             seen = (*by_grad.values, *by_loss.values, theta)
-            update = Update(
-                theta,
-                lin,
-                lin.grad,
-                by_grad,
-                by_loss,
-                gate(w_I, (*seen, i)),
-                gate(w_F, (*seen, f)),
-            )
-            i, f = update.i.value, update.f.value
+            to_i = gate(given["input_gate"], (*seen, i))
+            to_f = gate(given["forget_gate"], (*seen, f))
+            update = Update(theta, lin, lin.grad, by_grad, by_loss, to_i, to_f)
+            i, f = to_i.value, to_f.value
             theta = f * theta - i * update.grad
             yield update, theta

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npmeta._support.validation import Array, as_generator
+from npmeta._support.validation import Array, as_generator, as_range
 from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaGradient
 from npmeta.algorithms.gradient_steps import GradientSteps, Prepared
@@ -52,14 +52,7 @@ class MetaSGD(Adapts):
     inner: GradientSteps = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        given = np.asarray(self.inner_lr_range)
-        if (
-            given.shape != (2,)
-            or given.dtype.kind not in "iuf"
-            or not (-np.inf < given[0] <= given[1] < np.inf)
-        ):
-            raise ValueError(f"inner_lr_range must be (low, high), got {self.inner_lr_range}")
-        low, high = map(float, given)
+        low, high = as_range(self.inner_lr_range, "inner_lr_range")
         object.__setattr__(self, "inner_lr_range", (low, high))
         maml = MAML(
             self.model,

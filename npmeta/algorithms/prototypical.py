@@ -6,16 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npmeta._support.validation import Array, lookup
+from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaParameters
-from npmeta.algorithms.episodic import (
-    ABSENT,
-    Compared,
-    Episodic,
-    check_model,
-    check_scale,
-    initial_scale,
-)
+from npmeta.algorithms.episodic import ABSENT, ByDistance, Compared
 from npmeta.network.distances import DISTANCES
 from npmeta.network.mlp import MLP
 
@@ -23,7 +16,7 @@ __all__ = ["PrototypicalNetwork"]
 
 
 @dataclass(frozen=True, eq=False)
-class PrototypicalNetwork(Episodic):
+class PrototypicalNetwork(ByDistance):
     r"""Label a query by the nearest class mean of the embedded support rows.
 
     With embeddings :math:`e`, a distance d and a scale s (equations 1 and 2 of the paper):
@@ -63,15 +56,6 @@ class PrototypicalNetwork(Episodic):
     distance: str = "squared_euclidean"
     scale: float | None = None
     ways: int | None = None
-
-    def __post_init__(self) -> None:
-        check_model(self.model, self.ways)
-        lookup(self.distance, DISTANCES, "distance")
-        if self.scale is not None:
-            check_scale(self.scale)
-
-    def extra(self) -> dict[str, Array]:
-        return {"scale": initial_scale(self.scale, self.distance)}
 
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """−s d(e(x), c_k): softmax of these are the class probabilities."""

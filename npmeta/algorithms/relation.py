@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import DTypeLike
 
 from npmeta._support.validation import Array, as_generator
-from npmeta.algorithms.base import MetaParameters, check_network, named
+from npmeta.algorithms.base import MetaParameters, check_network
 from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, through
 from npmeta.network import losses
 from npmeta.network.mlp import MLP
@@ -66,6 +66,8 @@ class RelationNetwork(Episodic):
     ways: int | None = None
     module: MLP = field(init=False, repr=False)
 
+    required = ("relation",)
+
     def __post_init__(self) -> None:
         if self.model is None:
             raise ValueError("a relation network needs a model, whose outputs it joins")
@@ -87,11 +89,6 @@ class RelationNetwork(Episodic):
 
     def extra(self) -> dict[str, Array]:
         return {"relation": np.zeros(self.module.n_params)}
-
-    def _meta_parameters(self, params: ArrayLike | MetaParameters) -> dict[str, Array]:
-        if "relation" not in named(params):
-            raise ValueError("the parameters of a relation network must have a 'relation'")
-        return super()._meta_parameters(params)
 
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """g of every class sum joined with every query row, ``(T, Q, N)``."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaParameters
-from npmeta.algorithms.episodic import Compared, Episodic, check_model, check_scale
+from npmeta.algorithms.episodic import ByLoss, Compared, check_model, check_scale
 from npmeta.network import losses
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
@@ -18,7 +18,7 @@ __all__ = ["RidgeHead"]
 
 
 @dataclass(frozen=True, eq=False)
-class RidgeHead(Episodic):
+class RidgeHead(ByLoss):
     r"""Fit the last layer to each task in closed form, and learn the features it is fitted on (R2-D2).
 
     With features :math:`A = [e(x), 1]` of the support rows, :math:`A_Q` of the query rows, and targets
@@ -76,15 +76,6 @@ class RidgeHead(Episodic):
         check_scale(self.ridge, "ridge")
         if self.scale is not None:
             check_scale(self.scale)
-
-    @property
-    def criterion(self) -> Loss:
-        return losses.get(self.loss)
-
-    def query_loss(self, outputs: Array, support_y: Array, query_y: Array) -> tuple[Array, Array]:
-        """``loss`` of the outputs."""
-        value, gradient, _ = self.criterion(outputs, query_y)
-        return value, gradient
 
     def extra(self) -> dict[str, Array]:
         default = 10.0 if self.criterion.targets == "classes" else 1.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from npmeta._support.validation import as_number
+from npmeta._support.validation import Array, as_number
 from npmeta.algorithms.base import check_network, check_steps
 from npmeta.algorithms.maml import MAML
 from npmeta.network.losses import Loss
@@ -42,9 +42,8 @@ def anil(
     Step sizes are (0, .., 0, α). The outer loop learns all layers; the parameters are
     :class:`~npmeta.MAML`'s.
     """
-    check_network(model)
-    alpha = np.zeros((1, model.n_layers))
-    alpha[:, -1] = _one(inner_lr)
+    alpha = _by_layer(model, inner_lr)
+    alpha[:, :-1] = 0
     return MAML(model, loss, alpha, inner_steps, **options)
 
 
@@ -60,8 +59,7 @@ def boil(
     Step sizes are (α, .., α, 0). The outer loop learns all layers; the parameters are
     :class:`~npmeta.MAML`'s.
     """
-    check_network(model)
-    alpha = np.full((1, model.n_layers), _one(inner_lr))
+    alpha = _by_layer(model, inner_lr)
     alpha[:, -1] = 0
     return MAML(model, loss, alpha, inner_steps, **options)
 
@@ -77,11 +75,12 @@ def lslr(
 
     All begin at ``inner_lr``; the parameters are :class:`~npmeta.MAML`'s.
     """
-    check_network(model)
-    rows = max(check_steps(inner_steps, "inner_steps"), 1)
-    alpha = np.full((rows, model.n_layers), _one(inner_lr))
+    alpha = _by_layer(model, inner_lr, check_steps(inner_steps, "inner_steps"))
     return MAML(model, loss, alpha, inner_steps, learn_inner_lr=True, **options)
 
 
-def _one(inner_lr: float) -> float:
-    return as_number(inner_lr, "inner_lr", "one finite number")
+def _by_layer(model: MLP, inner_lr: float, n_steps: int = 1) -> Array:
+    """α for each step, of which there is one at least, and layer."""
+    check_network(model)
+    alpha = as_number(inner_lr, "inner_lr", "one finite number")
+    return np.full((max(n_steps, 1), model.n_layers), alpha)

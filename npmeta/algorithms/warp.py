@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npmeta._support.validation import Array, as_generator, as_parameters, check_flag
-from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, named
+from npmeta.algorithms.adapts import Adapts
+from npmeta.algorithms.base import MetaGradient, MetaParameters, named
+from npmeta.algorithms.gradient_steps import GradientSteps, Prepared
 from npmeta.algorithms.maml import MAML
 from npmeta.bilevel.adaptation import StepSizes
 from npmeta.bilevel.objective import Risk
@@ -25,7 +27,7 @@ __all__ = ["Warp"]
 
 
 @dataclass(frozen=True, eq=False)
-class Warp:
+class Warp(Adapts):
     r"""Behind every layer put one that inner steps leave alone and the outer loop learns.
 
     Task layers W, b adapt as in MAML, warp layers T, c stand still in the inner loop. A linear warp
@@ -93,6 +95,7 @@ class Warp:
     weights: str = "auto"
     network: MLP = field(init=False, repr=False)
     maml: MAML = field(init=False, repr=False)
+    inner: GradientSteps = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, MLP) or not self.model.is_plain:
@@ -117,6 +120,7 @@ class Warp:
         alpha = self._with_zeros(self._step_sizes(inner_lr, np.float64))
         maml = MAML(network, self.loss, alpha, *options, weights=self.weights)
         object.__setattr__(self, "maml", maml)
+        object.__setattr__(self, "inner", maml.inner)
 
     @property
     def linear(self) -> bool:
@@ -142,55 +146,28 @@ class Warp:
             params["inner_lr"] = np.array(self.inner_lr, dtype=dtype)
         return params
 
+    def of_tasks(self, problem: Prepared) -> MetaGradient:
+        """The meta-gradient of a prepared batch on :attr:`network`."""
+        return self.maml.of_tasks(problem)
+
     @np.errstate(all="ignore")  # what diverges shows in the result
     def meta_gradient(self, params: ArrayLike | MetaParameters, tasks: TaskBatch) -> MetaGradient:
         """The mean query loss after adaptation and its exact gradient.
 
         Parameters and errors are :meth:`npmeta.MAML.meta_gradient`'s, with θ of :attr:`network`.
         """
-        params = named(params)
-        out = self.maml.meta_gradient(self._of_network(params), tasks)
-        if "inner_lr" in params:
-            sizes = self._step_sizes(params["inner_lr"], out.grad.dtype)
+        out = super().meta_gradient(params, tasks)
+        if "inner_lr" in out.grads:
+            sizes = self._step_sizes(named(params)["inner_lr"], out.grad.dtype)
             by_alpha = out.grads["inner_lr"][:, self._moving(sizes.grid.shape[1])]
             out = replace(out, grads={**out.grads, "inner_lr": sizes.collect([*by_alpha])})
         return out
 
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def adapt(
-        self,
-        params: ArrayLike | MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        """Every task's parameters after adaptation, ``(T, P)``, warp layers among them."""
-        return self.maml.adapt(self._of_network(params), support_x, support_y, steps)
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def predict(
-        self,
-        params: ArrayLike | MetaParameters,
-        support_x: ArrayLike,
-        support_y: ArrayLike,
-        query_x: ArrayLike,
-        steps: int | None = None,
-    ) -> Array:
-        """The adapted networks' outputs on query inputs, ``(T, Q, n_out)``."""
-        return self.maml.predict(self._of_network(params), support_x, support_y, query_x, steps)
-
-    @np.errstate(all="ignore")  # what diverges shows in the result
-    def evaluate(
-        self, params: ArrayLike | MetaParameters, tasks: TaskBatch, steps: int | None = None
-    ) -> Scores:
-        """Query loss (and accuracy) of every task after 0, 1, .., ``steps`` steps."""
-        return self.maml.evaluate(self._of_network(params), tasks, steps)
-
     # --- step sizes -------------------------------------------------------------------------------
 
-    def _of_network(self, params: ArrayLike | MetaParameters) -> MetaParameters:
+    def _named(self, params: ArrayLike | MetaParameters) -> MetaParameters:
         """Meta-parameters as MAML on the network takes them."""
-        params = named(params)
+        params = super()._named(params)
         if "inner_lr" not in params:
             return params
         theta = as_parameters(params["theta"], self.network.n_params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from npmeta.interop.norms import NORMS, kinds_in
+from npmeta.interop.norms import TORCH_NORMS, kinds_in
 from npmeta.interop.order import widths_of
 from npmeta.interop.structures import find_layers
 from npmeta.network.activations import Activation, elu, leaky_relu
@@ -111,9 +111,9 @@ def _hidden_activations(net: Any) -> list[str | Activation]:
         name = type(module).__name__
         if name == "Linear":
             after.append([])
-        elif name in NORMS and after and after[-1]:
+        elif name in TORCH_NORMS and after and after[-1]:
             raise ValueError(f"{module!r} follows an activation; npmeta normalises before it")
-        elif name in NORMS:
+        elif name in TORCH_NORMS:
             continue  # where it stands beside the Linear layers is seen from the parameters
         elif name in _ACTIVATIONS and after:
             after[-1].append(_ACTIVATIONS[name](module))
@@ -122,7 +122,7 @@ def _hidden_activations(net: Any) -> list[str | Activation]:
         elif name not in _NOTHING:
             raise ValueError(
                 f"npmeta has no {name}; known: Linear, "
-                f"{', '.join([*NORMS, *_ACTIVATIONS, *sorted(_NOTHING)])}"
+                f"{', '.join([*TORCH_NORMS, *_ACTIVATIONS, *sorted(_NOTHING)])}"
             )
     if not after:
         raise ValueError("there is no Linear in this nn.Sequential")

@@ -7,12 +7,12 @@ from typing import Any
 
 from npmeta.network.normalisation import EPS
 
-__all__ = ["NORMS", "check_scales", "kinds_in"]
+__all__ = ["TORCH_NORMS", "check_scales", "kinds_in"]
 
 #: PyTorch's modules, by the name of their class.
-NORMS = {"BatchNorm1d": "batch", "LayerNorm": "layer"}
+TORCH_NORMS = {"BatchNorm1d": "batch", "LayerNorm": "layer"}
 #: Keras's layers.
-_KERAS = {"BatchNormalization": "batch", "LayerNormalization": "layer"}
+KERAS_NORMS = {"BatchNormalization": "batch", "LayerNormalization": "layer"}
 
 
 def kinds_in(net: Any) -> set[str | None]:
@@ -26,12 +26,12 @@ def kinds_in(net: Any) -> set[str | None]:
     kinds: set[str | None] = set()
     for part in _parts(net):
         name = type(part).__name__
-        if name in NORMS:
+        if name in TORCH_NORMS:
             _check_torch(part)
-            kinds.add(NORMS[name])
-        elif name in _KERAS:
+            kinds.add(TORCH_NORMS[name])
+        elif name in KERAS_NORMS:
             _check_eps(part, "epsilon")
-            kinds.add(_KERAS[name])
+            kinds.add(KERAS_NORMS[name])
     return kinds
 
 
@@ -39,7 +39,7 @@ def check_scales(model: Any) -> None:
     """Refuse norms of a Keras model that lack scale or shift: in a list of weights statistics would be
     taken for them."""
     for part in _parts(model):
-        if type(part).__name__ in _KERAS and not (part.scale and part.center):
+        if type(part).__name__ in KERAS_NORMS and not (part.scale and part.center):
             raise ValueError(
                 f"{part.name!r} lacks a scale or a shift; npmeta's norms have both: center=True and "
                 "scale=True"

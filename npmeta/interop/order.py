@@ -11,19 +11,19 @@ from typing import Any, TypeAlias
 
 from npmeta._support.validation import check_names
 
-__all__ = ["Layer", "Norm", "Path", "in_order", "widths_of", "with_norms"]
+__all__ = ["ForeignLayer", "ForeignNorm", "KeyPath", "layers_in_order", "widths_of", "with_norms"]
 
 #: The keys that lead to an array.
-Path: TypeAlias = tuple[Any, ...]
+KeyPath: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Norm:
+class ForeignNorm:
     """A scale and a shift, and where they are; ``(n,)``, or ``(1, n)`` with one axis more."""
 
     name: str
-    scale: Path
-    shift: Path
+    scale: KeyPath
+    shift: KeyPath
     n: int
     one_more: bool
 
@@ -32,27 +32,27 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ForeignLayer:
     """A matrix and a bias, where they are, and how the matrix lies; and what normalises it."""
 
     name: str
-    W: Path
-    b: Path
+    W: KeyPath
+    b: KeyPath
     layout: str
     n_in: int
     n_out: int
-    norm: Norm | None = None
+    norm: ForeignNorm | None = None
 
     def __str__(self) -> str:
         return f"{self.name!r} ({self.n_in} -> {self.n_out})"
 
 
-def in_order(
-    layers: list[Layer],
+def layers_in_order(
+    layers: list[ForeignLayer],
     order: Sequence[str] | None,
     widths: Sequence[int] | None,
     registered: bool,
-) -> list[Layer]:
+) -> list[ForeignLayer]:
     """The layers in the order of the forward pass.
 
     It is ``order``, or that in which they are in a module (``registered``) if each takes what the one
@@ -72,7 +72,9 @@ def in_order(
     return layers
 
 
-def with_norms(layers: list[Layer], norms: list[Norm], registered: bool) -> list[Layer]:
+def with_norms(
+    layers: list[ForeignLayer], norms: list[ForeignNorm], registered: bool
+) -> list[ForeignLayer]:
     """The layers in their order, the hidden ones each with its norm.
 
     A norm's name is that of its layer; or names differ in numbers alone, and these decide; or norms
@@ -118,17 +120,17 @@ def with_norms(layers: list[Layer], norms: list[Norm], registered: bool) -> list
     return [*found, last]
 
 
-def widths_of(layers: Sequence[Layer]) -> tuple[int, ...]:
+def widths_of(layers: Sequence[ForeignLayer]) -> tuple[int, ...]:
     return (layers[0].n_in, *(layer.n_out for layer in layers))
 
 
-def _follow(layers: Sequence[Layer]) -> bool:
+def _follow(layers: Sequence[ForeignLayer]) -> bool:
     return all(one.n_out == next_one.n_in for one, next_one in pairwise(layers))
 
 
-def _sorted(layers: Sequence[Layer], widths: Sequence[int] | None) -> list[Layer]:
+def _sorted(layers: Sequence[ForeignLayer], widths: Sequence[int] | None) -> list[ForeignLayer]:
     """Layers whose names differ in numbers alone go by these; the rest by how they fit together."""
-    stacks: dict[str, list[Layer]] = {}
+    stacks: dict[str, list[ForeignLayer]] = {}
     for layer in sorted(layers, key=lambda layer: _numbered(layer.name)):
         stacks.setdefault(_numbered(layer.name)[0], []).append(layer)
     if len(stacks) == 1:
@@ -154,16 +156,16 @@ def _numbered(name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _chains(
-    stacks: Sequence[Sequence[Layer]], widths: Sequence[int] | None
-) -> tuple[tuple[Layer, ...], ...]:
+    stacks: Sequence[Sequence[ForeignLayer]], widths: Sequence[int] | None
+) -> tuple[tuple[ForeignLayer, ...], ...]:
     """The orders, at most two, in which each layer takes what the one before gives. Those of a stack
     keep theirs."""
 
     @cache
-    def tails(taken: tuple[int, ...], width: int | None) -> tuple[tuple[Layer, ...], ...]:
+    def tails(taken: tuple[int, ...], width: int | None) -> tuple[tuple[ForeignLayer, ...], ...]:
         if all(n == len(stack) for n, stack in zip(taken, stacks, strict=True)):
             return ((),)
-        found: list[tuple[Layer, ...]] = []
+        found: list[tuple[ForeignLayer, ...]] = []
         for i, (n, stack) in enumerate(zip(taken, stacks, strict=True)):
             if n == len(stack) or width not in (None, stack[n].n_in):
                 continue

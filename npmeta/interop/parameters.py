@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, as_parameters, shown
 from npmeta.interop.arrays import make_like, to_numpy
-from npmeta.interop.order import Layer, Path, widths_of
+from npmeta.interop.order import ForeignLayer, KeyPath, widths_of
 from npmeta.interop.structures import at, find_layers, path_name, rebuilt
 from npmeta.network.mlp import MLP
 
@@ -148,7 +148,7 @@ def from_theta(
     structure, layers = find_layers(like, layout, order)
     model = _model_of(layers)
     theta = as_parameters(theta, model.n_params)
-    replaced: dict[Path, Any] = {}
+    replaced: dict[KeyPath, Any] = {}
     for layer, (W, b, *scale_shift) in zip(layers, model.unpack(theta), strict=True):
         arrays = [(layer.W, _lying(W, layer)), (layer.b, b)]
         if layer.norm is not None:
@@ -187,11 +187,11 @@ def _gathered(
         norms = "no scales and shifts" if found.norm is None else "scales and shifts"
         raise ValueError(f"there are {norms} here, and the model is {model!r}")
 
-    def numbers(path: Path) -> Array:
+    def numbers(path: KeyPath) -> Array:
         name = path_name(path)
         return to_numpy(read(at(structure, path), name), name)
 
-    def arrays(layer: Layer) -> list[Array]:
+    def arrays(layer: ForeignLayer) -> list[Array]:
         own = [_lying(numbers(layer.W), layer), numbers(layer.b)]
         if layer.norm is not None:
             shape = own[1].shape
@@ -201,11 +201,11 @@ def _gathered(
     return found.pack([arrays(layer) for layer in layers])
 
 
-def _model_of(layers: Sequence[Layer]) -> MLP:
+def _model_of(layers: Sequence[ForeignLayer]) -> MLP:
     """A network with these parameters; which normalisation it has does not matter to them."""
     return MLP(widths_of(layers), norm=None if layers[0].norm is None else "batch")
 
 
-def _lying(W: Array, layer: Layer) -> Array:
+def _lying(W: Array, layer: ForeignLayer) -> Array:
     """W from npmeta's layout to the layer's, or back."""
     return W if layer.layout == "in_out" else W.swapaxes(-1, -2)

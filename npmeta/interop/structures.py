@@ -11,7 +11,7 @@ from typing import Any
 from npmeta._support.validation import shown
 from npmeta.interop.arrays import is_array, is_tensor
 from npmeta.interop.norms import check_scales
-from npmeta.interop.order import Layer, Norm, Path, in_order, with_norms
+from npmeta.interop.order import ForeignLayer, ForeignNorm, KeyPath, layers_in_order, with_norms
 
 __all__ = ["LAYOUTS", "at", "find_layers", "path_name", "rebuilt"]
 
@@ -34,7 +34,7 @@ _NAME = re.compile(rf"(?:(?P<layer>.*)[./])?(?P<role>{'|'.join(_ROLES)})_?(?P<nu
 _MOST_SORTED = 10
 
 
-def path_name(path: Path) -> str:
+def path_name(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
@@ -61,13 +61,13 @@ def _untied(named: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return parameters
 
 
-def at(structure: Any, path: Path) -> Any:
+def at(structure: Any, path: KeyPath) -> Any:
     for key in path:
         structure = structure[key]
     return structure
 
 
-def rebuilt(structure: Any, replaced: Mapping[Path, Any], path: Path = ()) -> Any:
+def rebuilt(structure: Any, replaced: Mapping[KeyPath, Any], path: KeyPath = ()) -> Any:
     """The structure with other arrays in it."""
     if path in replaced:
         return replaced[path]
@@ -93,19 +93,19 @@ def _is_list(node: object) -> bool:
     return isinstance(node, Sequence) and not isinstance(node, str | bytes)
 
 
-def _arrays(node: Any, path: Path = ()) -> Iterator[tuple[str, str, Path]]:
+def _named_arrays(node: Any, path: KeyPath = ()) -> Iterator[tuple[str, str, KeyPath]]:
     """(layer, role, path) of every array."""
     if isinstance(node, Mapping):
         for key, child in node.items():
             if is_array(child):
                 yield (*_role(key, path), (*path, key))
             else:
-                yield from _arrays(child, (*path, key))
+                yield from _named_arrays(child, (*path, key))
     elif _is_list(node) and any(map(is_array, node)):
-        yield from _pairs(node, path)
+        yield from _listed_arrays(node, path)
     elif _is_list(node):
         for i, child in enumerate(node):
-            yield from _arrays(child, (*path, i))
+            yield from _named_arrays(child, (*path, i))
     elif node is None:
         where = f", at {path_name(path)!r}" if path else ""
         raise ValueError(f"there is None where an array should be{where}")
@@ -121,7 +121,7 @@ def _arrays(node: Any, path: Path = ()) -> Iterator[tuple[str, str, Path]]:
         )
 
 
-def _role(key: object, path: Path) -> tuple[str, str]:
+def _role(key: object, path: KeyPath) -> tuple[str, str]:
     """(layer, role) by name."""
     match = _NAME.fullmatch(str(key))
     if match is None:
@@ -134,7 +134,7 @@ def _role(key: object, path: Path) -> tuple[str, str]:
     return ".".join(filter(None, layer)), _ROLES[match["role"].lower()]
 
 
-def _pairs(node: Sequence[Any], path: Path) -> Iterator[tuple[str, str, Path]]:
+def _listed_arrays(node: Sequence[Any], path: KeyPath) -> Iterator[tuple[str, str, KeyPath]]:
     """W, b, W, b, ... or b, W, b, W, ..., told apart by their axes."""
     for i, array in enumerate(node):
         if not is_array(array):
@@ -186,7 +186,7 @@ def find_layers(
     layout: str | None = None,
     order: Sequence[str] | None = None,
     widths: Sequence[int] | None = None,
-) -> tuple[Any, list[Layer]]:
+) -> tuple[Any, list[ForeignLayer]]:
     """The structure of arrays in ``params``, and its layers in the order of the forward pass.
 
     Raises
@@ -198,9 +198,9 @@ def find_layers(
     if layout is not None and not (isinstance(layout, str) and layout in LAYOUTS):
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {shown(layout)}")
     structure = opened(params)
-    parts: dict[str, dict[str, Path]] = {}
-    statistics: list[Path] = []
-    for name, role, path in _arrays(structure):
+    parts: dict[str, dict[str, KeyPath]] = {}
+    statistics: list[KeyPath] = []
+    for name, role, path in _named_arrays(structure):
         if role == "statistic":
             statistics.append(path)
             continue
@@ -214,20 +214,20 @@ def find_layers(
     rest = {name: part for name, part in parts.items() if name not in matrices or len(part) == 4}
     if not matrices:  # the message is that of a layer
         matrices, rest = rest, {}
-    layers = [_layer(name, part, structure, layout) for name, part in matrices.items()]
+    layers = [_foreign_layer(name, part, structure, layout) for name, part in matrices.items()]
     if statistics and not rest:
         raise ValueError(
             f"there is {path_name(statistics[0])!r}, of a norm, and no scale and shift of one; those "
             "of npmeta have both (affine=True, or center=True and scale=True)"
         )
     registered = structure is not params
-    layers = in_order(layers, order, widths, registered)
+    layers = layers_in_order(layers, order, widths, registered)
     lead = len(at(structure, layers[0].W).shape) - 2
-    norms = [_norm(name, part, structure, lead) for name, part in rest.items()]
+    norms = [_foreign_norm(name, part, structure, lead) for name, part in rest.items()]
     return structure, with_norms(layers, norms, registered)
 
 
-def _is_norm(part: Mapping[str, Path], structure: Any) -> bool:
+def _is_norm(part: Mapping[str, KeyPath], structure: Any) -> bool:
     """Whether arrays are those of a norm alone: one is a scale, or a weight that is no matrix."""
     if "W" not in part:
         return bool({"scale", "shift"} & set(part))
@@ -235,7 +235,7 @@ def _is_norm(part: Mapping[str, Path], structure: Any) -> bool:
     return len(shapes) == 2 and len(shapes[0]) == len(shapes[1])
 
 
-def _norm(name: str, part: Mapping[str, Path], structure: Any, lead: int) -> Norm:
+def _foreign_norm(name: str, part: Mapping[str, KeyPath], structure: Any, lead: int) -> ForeignNorm:
     """``lead`` is the number of task axes."""
     scale = part.get("scale", part.get("W"))
     shift = part.get("shift", part.get("b"))
@@ -252,10 +252,12 @@ def _norm(name: str, part: Mapping[str, Path], structure: Any, lead: int) -> Nor
             f"{path_name(scale)!r} of shape {shapes[0]} and {path_name(shift)!r} of shape {shapes[1]} "
             "are no scale and shift: two vectors of one length, with a task axis if matrices have one"
         )
-    return Norm(name, scale, shift, shapes[0][-1], one_more)
+    return ForeignNorm(name, scale, shift, shapes[0][-1], one_more)
 
 
-def _layer(name: str, part: Mapping[str, Path], structure: Any, layout: str | None) -> Layer:
+def _foreign_layer(
+    name: str, part: Mapping[str, KeyPath], structure: Any, layout: str | None
+) -> ForeignLayer:
     if not {"W", "b"} <= set(part):
         present, *_ = part.values()
         lacks = "bias" if "W" in part else "matrix"
@@ -280,7 +282,7 @@ def _layer(name: str, part: Mapping[str, Path], structure: Any, layout: str | No
             + ("what layout says" if layout else "the usual layout here")
             + (f"; pass layout={other!r} if it is {LAYOUTS[other]}" if fits else "")
         )
-    return Layer(name, part["W"], part["b"], lies, n_in, n_out)
+    return ForeignLayer(name, part["W"], part["b"], lies, n_in, n_out)
 
 
 def _usual_layout(key: object, W: Any) -> str:
