@@ -8,6 +8,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from npmeta._support.version import __version__
+
 if TYPE_CHECKING:
     from npmeta import algorithms, tasks, verification
     from npmeta._support.validation import DivergedError
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from npmeta.tasks import TaskBatch
     from npmeta.training.loop import evaluate, meta_train
     from npmeta.verification import Diagnosis, Problem, diagnose
-
-__version__ = "0.1.0"
 
 __all__ = [
     "MAML",

@@ -230,7 +230,7 @@ def _sections() -> list[str]:
 
 
 def _version() -> str:
-    from npmeta import __version__
+    from npmeta._support.version import __version__
 
     return __version__
 

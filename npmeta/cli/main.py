@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from npmeta import __version__
 from npmeta._support import signals as _signals
 from npmeta._support.output import Lasting, lasting_streams, one_line
 from npmeta._support.validation import DivergedError, nearest, unknown_name
+from npmeta._support.version import __version__
 from npmeta.cli.config import Config
 from npmeta.cli.options import PRESETS, SIZES, TASKS, Option, preset
 from npmeta.cli.registry import ALGORITHMS, OPTIONS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from npmeta import __version__
+from npmeta._support.version import __version__
 from npmeta.cli.commands.words import check_picture
 from npmeta.cli.options import PRESETS, TASKS
 from npmeta.cli.registry import ALGORITHMS, options_of

@@ -18,6 +18,7 @@ from npmeta._support.blas import one_thread
 from npmeta._support.files import folder_in_the_making, put_folder, restore_folder, write_atomically
 from npmeta._support.reading import check_json, read_file, read_json
 from npmeta._support.validation import check_names, shown, unknown_name
+from npmeta._support.version import __version__
 from npmeta.tasks.checks import PathLike, as_path, existing
 from npmeta.verification.doctor.tensors import npz_bytes, safetensors_bytes
 from npmeta.verification.golden.algorithms import golden_case
@@ -88,8 +89,6 @@ def write(folder: PathLike, only: Sequence[str] | None = None) -> Path:
 
 def _write(folder: Path, settings: Sequence[Setting]) -> None:
     import scipy
-
-    from npmeta import __version__
 
     files: dict[str, str] = {}
 
