@@ -41,7 +41,7 @@ from npmeta.verification.oracles.references import (
 )
 from npmeta.verification.rounding import CEILING_OF_MISTAKES, relative
 
-__all__ = ["SECOND_ORDER", "GoldenCase", "loss_words"]
+__all__ = ["SECOND_ORDER", "GoldenCase", "WrongAnswer", "loss_words"]
 
 #: The mistake of a case that asks for the first-order gradient, and gets the exact one.
 SECOND_ORDER = "second_order_kept"
@@ -52,13 +52,13 @@ FAR = 1e3
 METHOD = "adjoint with Hessian products by complex step of the gradient"
 
 
-class _Wrong(NamedTuple):
+class WrongAnswer(NamedTuple):
     """What a mistake makes of the gradient, and how far that is from the right one."""
 
     gradient: Array
     misfit: float
-    recipe: Recipe
     form: dict[str, Any]
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +90,14 @@ class GoldenCase:
     @cached_property
     def tolerance(self) -> dict[str, float]:
         """The misfit up to which an answer is right, by its dtype: the doctor's, in two digits."""
-        noise = Noise(self.problem)
         return {
-            dtype: float(f"{noise.tolerance(Recipe(), dtype):.1e}") for dtype in ("float64", "float32")
+            dtype: float(f"{self._noise.tolerance(Recipe(), dtype):.1e}")
+            for dtype in ("float64", "float32")
         }
+
+    @cached_property
+    def _noise(self) -> Noise:
+        return Noise(self.problem)
 
     # --- tensors --------------------------------------------------------------------------------
 
@@ -124,9 +128,8 @@ class GoldenCase:
                 tensors |= named_arrays(f"expected.task.{t:03}.phi.{s:03}", model, phi[t])
         for word, gradient in self._acceptable.items():
             tensors |= named_arrays(f"acceptable.{word}.meta_grad", model, gradient)
-        for id, wrong in self._wrong.items():
-            if wrong.misfit > self.tolerance["float64"]:
-                tensors |= named_arrays(f"wrong.{id}.meta_grad", model, wrong.gradient)
+        for id, wrong in self.seen.items():
+            tensors |= named_arrays(f"wrong.{id}.meta_grad", model, wrong.gradient)
         return tensors
 
     @cached_property
@@ -161,14 +164,14 @@ class GoldenCase:
         }
 
     @cached_property
-    def _wrong(self) -> dict[str, _Wrong]:
+    def wrong(self) -> dict[str, WrongAnswer]:
         """Every mistake in its first form."""
         problem, right, first_order = self.problem, self._oracle.grad, self.setting.first_order
-        found: dict[str, _Wrong] = {}
+        found: dict[str, WrongAnswer] = {}
         if first_order:
             g = problem.gradient
             form: dict[str, Any] = {"formula": "g", "detail": "", "factor": None}
-            found[SECOND_ORDER] = _Wrong(g, relative(g, right), Recipe(), form)
+            found[SECOND_ORDER] = WrongAnswer(g, relative(g, right), form, Recipe())
         base = Recipe().having(Backward(curvature=0.0)) if first_order else Recipe()
         for fault in FAULTS.values():
             if first_order and fault.stage == "backward":
@@ -184,8 +187,14 @@ class GoldenCase:
                         "detail": variant.detail,
                         "factor": variant.factor,
                     }
-                    found[fault.id] = _Wrong(gradient, misfit, recipe, form)
+                    found[fault.id] = WrongAnswer(gradient, misfit, form, recipe)
         return found
+
+    @property
+    def seen(self) -> dict[str, WrongAnswer]:
+        """Those that are no right answers here."""
+        limit = self.tolerance["float64"]
+        return {id: wrong for id, wrong in self.wrong.items() if wrong.misfit > limit}
 
     # --- words ----------------------------------------------------------------------------------
 
@@ -310,12 +319,10 @@ class GoldenCase:
 
     def _wrong_answers(self) -> dict[str, Any]:
         """Which mistakes there are, and which of them cannot be seen here, or told apart."""
-        limits, noise = self.tolerance, Noise(self.problem)
-        nearest = limits["float64"]
-        seen = {id: wrong for id, wrong in self._wrong.items() if wrong.misfit > nearest}
+        limits, seen = self.tolerance, self.seen
         gradients = np.array([wrong.gradient for wrong in seen.values()])
         distances = np.linalg.norm(gradients[:, None] - gradients, axis=-1)
-        same = distances <= nearest * np.linalg.norm(gradients, axis=-1)
+        same = distances <= limits["float64"] * np.linalg.norm(gradients, axis=-1)
         np.fill_diagonal(same, False)
         return {
             "wrong": {
@@ -323,19 +330,24 @@ class GoldenCase:
                 for (id, wrong), others in zip(seen.items(), same.T, strict=True)
             },
             "not_distinguishable": {
-                dtype: [id for id, wrong in self._wrong.items() if wrong.misfit <= limit]
+                dtype: [id for id, wrong in self.wrong.items() if wrong.misfit <= limit]
                 for dtype, limit in limits.items()
             },
             "not_reproducible": {
                 dtype: [
                     id
-                    for id, wrong in self._wrong.items()
-                    if wrong.misfit > FAR and noise.of(wrong.recipe, dtype) > CEILING_OF_MISTAKES
+                    for id, wrong in self.wrong.items()
+                    if wrong.recipe is not None
+                    and wrong.misfit > FAR
+                    and self._noise.of(wrong.recipe, dtype) > CEILING_OF_MISTAKES
                 ]
                 for dtype in limits
             },
-            "not_applicable": [id for id in FAULTS if id not in self._wrong],
+            "not_applicable": self._not_applicable(),
         }
+
+    def _not_applicable(self) -> list[str]:
+        return [id for id in FAULTS if id not in self.wrong]
 
 
 def loss_words(name: str) -> dict[str, str]:

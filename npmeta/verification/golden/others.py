@@ -15,7 +15,6 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +25,7 @@ from npmeta.network.losses import LOSSES
 from npmeta.network.mlp import MLP
 from npmeta.tasks import TaskBatch
 from npmeta.verification.doctor.files import named_arrays, task_arrays
-from npmeta.verification.golden.maml import GoldenCase
+from npmeta.verification.golden.maml import GoldenCase, WrongAnswer
 from npmeta.verification.oracles.differences import differentiate
 from npmeta.verification.oracles.meta_loss import tiny_step
 from npmeta.verification.oracles.references import extended
@@ -129,11 +128,20 @@ class OtherCase(GoldenCase):
         return self.learner.meta_gradient(self.params, self.setting.tasks)
 
     @cached_property
-    def mistaken(self) -> dict[str, Array]:
+    def wrong(self) -> dict[str, WrongAnswer]:
         """The gradient by theta that every mistake makes."""
         found = {mistake: self.gradients(mistake, ("theta",))["theta"] for mistake in self.MISTAKES}
         g = self.right["theta"]
-        return found | {"summed_over_tasks": len(self.setting.tasks) * g, "negated": -g}
+        found |= {"summed_over_tasks": len(self.setting.tasks) * g, "negated": -g}
+        formulas = {**self.MISTAKES, **OF_ALL}
+        return {
+            id: WrongAnswer(
+                gradient,
+                relative(gradient, g),
+                {"formula": formulas[id], "detail": "", "factor": None},
+            )
+            for id, gradient in found.items()
+        }
 
     @cached_property
     def tolerance(self) -> dict[str, float]:
@@ -184,8 +192,8 @@ class OtherCase(GoldenCase):
         for name, (_, value) in self.quantities().items():
             arrays = value if isinstance(value, dict) else {name: value}
             tensors |= {f"expected.{key}": array for key, array in arrays.items()}
-        for id in self._wrong_answers()["wrong"]:
-            tensors |= self._arrays(f"wrong.{id}.meta_grad", "theta", self.mistaken[id])
+        for id, wrong in self.seen.items():
+            tensors |= self._arrays(f"wrong.{id}.meta_grad", "theta", wrong.gradient)
         return tensors
 
     def _arrays(self, prefix: str, name: str, value: Array) -> dict[str, Array]:
@@ -265,34 +273,8 @@ class OtherCase(GoldenCase):
             near.append(min(float(np.abs(z).min()) for z in self._hidden()))
         return min((d for d in near if d is not None), default=np.inf)
 
-    def _wrong_answers(self) -> dict[str, Any]:
-        right, limits = self.right["theta"], self.tolerance
-        misfits = {id: relative(g, right) for id, g in self.mistaken.items()}
-        formulas = {**self.MISTAKES, **OF_ALL}
-        seen = {id: g for id, g in self.mistaken.items() if misfits[id] > limits["float64"]}
-
-        def same(id: str) -> list[str]:
-            near = [relative(seen[id], g) <= limits["float64"] for g in seen.values()]
-            return [other for other in compress(seen, near) if other != id]
-
-        return {
-            "wrong": {
-                id: {
-                    "formula": formulas[id],
-                    "detail": "",
-                    "factor": None,
-                    "misfit": misfits[id],
-                    "same_as": same(id),
-                }
-                for id in seen
-            },
-            "not_distinguishable": {
-                dtype: [id for id, misfit in misfits.items() if misfit <= limit]
-                for dtype, limit in limits.items()
-            },
-            "not_reproducible": {dtype: [] for dtype in limits},
-            "not_applicable": [],
-        }
+    def _not_applicable(self) -> list[str]:
+        return []
 
     # --- for subclasses -----------------------------------------------------------------------------
 
