@@ -8,6 +8,7 @@ path of a MathJax of your own.
 import re
 
 from npmeta import __version__
+from npmeta.training import options  # noqa: F401  # it reads defaults, which autodoc will put words for
 
 project = "npmeta"
 author = "the npmeta authors"
@@ -43,7 +44,7 @@ autodoc_type_aliases = {
     name: name
     for name in (
         *("Array", "ArrayLike", "DType", "DTypeLike", "PathLike", "Range"),
-        *("Batch", "Scale", "MetaParameters", "Named", "Schedule", "TaskDistribution"),
+        *("Batch", "Scale", "MetaParameters", "Named", "Schedule"),
     )
 }
 napoleon_google_docstring = False

@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.cli.config import Config
 from npmeta.tasks import Omniglot, drawings, read_image
 from npmeta.tasks.checks import check_fractions
 from npmeta.tasks.draws import SPLITS, distinct, split_up
 from npmeta.tasks.framing import aligned
+from npmeta.training.config import Config
 
 Image = pytest.importorskip("PIL.Image", reason="reading drawings needs pillow")
 

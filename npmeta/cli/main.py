@@ -14,11 +14,13 @@ from typing import Any, NoReturn
 
 from npmeta import __version__
 from npmeta._support import signals as _signals
+from npmeta._support.options import Option
 from npmeta._support.output import Lasting, lasting_streams, one_line
 from npmeta._support.validation import DivergedError, nearest, unknown_name
-from npmeta.cli.config import Config
-from npmeta.cli.options import PRESETS, SIZES, TASKS, Option, preset
-from npmeta.cli.registry import ALGORITHMS, OPTIONS
+from npmeta.algorithms.registry import ALGORITHMS
+from npmeta.tasks.registry import KINDS, PRESETS, SIZES, preset
+from npmeta.training.config import Config
+from npmeta.training.options import OPTIONS
 from npmeta.training.pool import WorkersError
 
 __all__ = ["main"]
@@ -209,7 +211,7 @@ def _add_train(commands: Any) -> None:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
         epilog="Values come from the command line, then --config, then --preset, then the defaults.",
     )
-    train.add_argument("task", nargs="?", metavar="TASK", choices=TASKS, help=", ".join(TASKS))
+    train.add_argument("task", nargs="?", metavar="TASK", choices=KINDS, help=", ".join(KINDS))
     where = train.add_argument_group("the run")
     where.add_argument("--out", metavar="FOLDER", type=Path, help="default: runs/TASK-N")
     where.add_argument(
@@ -243,7 +245,7 @@ def _add_workers(group: Any) -> None:
 
 def _add_option(group: Any, option: Option) -> None:
     flag = "--" + option.name.replace("_", "-")
-    text = f"{option.help} {option.shown_default()}".replace("%", "%%").strip()
+    text = option.help.replace("%", "%%")
     if option.kind is bool:
         group.add_argument(
             flag, dest=option.name, action=argparse.BooleanOptionalAction, default=None, help=text
@@ -315,7 +317,7 @@ def _train(args: argparse.Namespace) -> int:
         if "data" in flags:  # the file's checksum is that of the file's data
             from_file.pop("checksum", None)
     if task is None:
-        raise ValueError(f"train needs a task: {', '.join(TASKS)}")
+        raise ValueError(f"train needs a task: {', '.join(KINDS)}")
     chosen = preset(args.preset, task) if args.preset else {}
     try:
         config = Config(task, chosen, from_file, flags)

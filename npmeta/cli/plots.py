@@ -139,13 +139,14 @@ def drawings(
     params: Mapping[str, Array],
     tasks: Omniglot,
     *,
-    steps: int,
+    steps: Sequence[int | None],
     split: str = "test",
     seed: int = 0,
 ) -> Figure:
-    """One fresh task: a row a class, support drawings, then queries and what they are taken for."""
+    """One fresh task: a row a class, support drawings, then queries and what they are taken for after
+    the last of ``steps``."""
     batch = tasks.sample(seed, 1, 1, split=split)
-    o = algorithm.predict(params, batch.support_x, batch.support_y, batch.query_x, steps=steps)
+    o = algorithm.predict(params, batch.support_x, batch.support_y, batch.query_x, steps=steps[-1])
     guess = np.where(np.isfinite(o[0]).all(-1), o[0].argmax(-1), -1)  # −1: diverged, no answer
     n_shown = min(tasks.queries, 8)
     n_columns = tasks.shots + n_shown

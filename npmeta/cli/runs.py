@@ -37,8 +37,8 @@ from npmeta._support.reading import npz_arrays, read_file, read_json
 from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.bilevel import optimizers
-from npmeta.cli.config import Config
 from npmeta.tasks import Encoding
+from npmeta.training.config import Config
 
 __all__ = ["COLUMNS", "Checkpoint", "Run", "TakenError", "is_free", "locked", "new_run"]
 

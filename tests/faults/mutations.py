@@ -78,10 +78,10 @@ def prepare(folder: Path) -> State:
 
 def _subjects(folder: Path) -> Iterator[Subject]:
     import npmeta as nm
-    from npmeta.cli.config import Config
     from npmeta.cli.runs import Checkpoint, Run
     from npmeta.tasks import Encoding, Omniglot, Table, drawings, read_image
     from npmeta.tasks.columns import read_columns
+    from npmeta.training.config import Config
     from npmeta.verification import golden, golden_files, golden_suite, golden_tensors
     from tests.test_tasks_omniglot import files, write_zip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from npmeta._support.files import write_atomically
 from npmeta._support.output import one_line
@@ -12,10 +13,10 @@ from npmeta.algorithms import Scores, StructuredMAML
 from npmeta.algorithms.base import MetaLearner
 from npmeta.algorithms.found_structure import structure_report
 from npmeta.cli.commands.words import check_picture, data, say
-from npmeta.cli.config import Config, TaskDistribution
 from npmeta.cli.reports import score_json, score_table
 from npmeta.cli.runs import Run
-from npmeta.tasks import Omniglot, Sinusoid
+from npmeta.tasks.registry import TaskDistribution
+from npmeta.training.config import Config
 from npmeta.training.loop import Algorithm, evaluate
 from npmeta.training.parallel import Sharded
 
@@ -89,12 +90,12 @@ def _check_steps(config: Config, steps: int | None) -> None:
         raise ValueError(f"{config['algorithm']} takes no inner steps; leave out --steps")
 
 
-def _tasks_on(run: Run, data: str) -> TaskDistribution:
+def _tasks_on(run: Run, data: str) -> Any:
     """The run's tasks on other data, all of it in the test split."""
     config = run.config
-    if config.task == "sinusoid":
-        raise ValueError("a sinusoid run has no data to be replaced by --data")
-    encoding = run.encoding() if config.task == "table" else None
+    if not config.kind.has_data:
+        raise ValueError(f"a {config.task} run has no data to be replaced by --data")
+    encoding = run.encoding() if config.kind.encodes else None
     return config.with_values(data=data, checksum=None, fractions=[0.0, 0.0, 1.0]).tasks(encoding)
 
 
@@ -165,8 +166,8 @@ def plot_run(folder: Path, out: Path | None) -> int:
 
 def pictures(config: Config) -> list[str]:
     """The names of the files that :func:`draw` makes."""
-    of_task = {"sinusoid": ["waves.png"], "omniglot": ["drawings.png"]}.get(config.task, [])
-    return [*(["scores.png"] if config.inner_steps else []), *of_task, "curves.png"]
+    drawn = [*(["scores"] if config.inner_steps else []), config.kind.picture, "curves"]
+    return [f"{name}.png" for name in drawn if name]
 
 
 def draw(
@@ -184,15 +185,13 @@ def draw(
     figures = {}
     if config.inner_steps:
         figures["scores"] = plots.scores(scored, config.loss_name)
-    if isinstance(tasks, Sinusoid):
+    picture = config.kind.picture
+    if picture:
         # Steps beyond those of the test may diverge where step sizes are learned, and set the scale.
         most = config["eval_steps"]
         steps = sorted({0, min(1, most), most}) if config.inner_steps else (None,)
-        figures["waves"] = plots.waves(algorithm, params, tasks, steps=steps, seed=config["seed"])
-    if isinstance(tasks, Omniglot):
-        figures["drawings"] = plots.drawings(
-            algorithm, params, tasks, steps=config["eval_steps"], seed=config["seed"]
-        )
+        of_tasks = getattr(plots, picture)
+        figures[picture] = of_tasks(algorithm, params, tasks, steps=steps, seed=config["seed"])
     rows = run.metrics()
     if rows:
         figures["curves"] = plots.curves(rows, config.loss_name)

@@ -1,0 +1,430 @@
+"""Every algorithm by name: what it is, the options it has, and how it is made from their values.
+
+To add one, write ``npmeta/algorithms/<name>.py`` with a frozen dataclass that is a
+:class:`~npmeta.algorithms.base.MetaLearner`, and add an
+:class:`~npmeta.algorithms.from_options.Entry` to those below. Then it trains, evaluates, adapts and
+resumes from the command line, ``npmeta list`` shows it, and the tests of the registry take it up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from npmeta._support.options import ANY, MANY, PAIR, Option
+from npmeta.algorithms import (
+    CAVIA,
+    IMAML,
+    MAML,
+    MANN,
+    Joint,
+    MAMLPlusPlus,
+    MatchingNetwork,
+    MetaLSTM,
+    MetaSGD,
+    PrototypicalNetwork,
+    RelationNetwork,
+    Reptile,
+    RidgeHead,
+    Scratch,
+    SiameseNetwork,
+    SineOracle,
+    StructuredMAML,
+    Warp,
+    anil,
+    boil,
+    fomaml,
+    lslr,
+)
+from npmeta.algorithms.base import MetaLearner
+from npmeta.algorithms.from_options import (
+    STRUCTURE,
+    Entry,
+    on_context,
+    on_embedding,
+    on_structure,
+    with_relation,
+)
+from npmeta.algorithms.relation import HIDDEN
+from npmeta.algorithms.siamese import PAIR_LOSSES
+from npmeta.network.activations import ACTIVATIONS
+from npmeta.network.distances import DISTANCES
+from npmeta.tasks.registry import KINDS
+
+__all__ = ["ALGORITHMS", "DEFAULT"]
+
+_model, _option = partial(Option, "model"), partial(Option, "algorithm")
+
+# --- options that several have ----------------------------------------------------------------------
+
+_INNER_LRS = _option(
+    "inner_lr",
+    float,
+    "inner step size: one number, one a layer, or one a step; 0 freezes a layer",
+    low=0,
+    length=MANY,
+)
+_INNER_LR = replace(_INNER_LRS, help="inner step size, one number")
+_INNER_LR_PER = _option(
+    "inner_lr_per",
+    str,
+    "what several values of inner_lr are for, where their number could mean either",
+    "auto",
+    choices=("auto", "layer", "step"),
+)
+_INNER_STEPS = _option("inner_steps", int, "inner steps while training", low=0)
+_FIRST_ORDER = _option("first_order", bool, "leave out second derivatives (FOMAML)")
+_INNER_WEIGHT_DECAY = _option("inner_weight_decay", float, "weight decay in the inner loop", low=0)
+_LEARN_INNER_LR = _option("learn_inner_lr", bool, "learn the inner step sizes too")
+
+_FINE_TUNING = (_INNER_LRS, _INNER_LR_PER, _INNER_STEPS, _INNER_WEIGHT_DECAY)
+_INNER_LOOP = (_INNER_LR, _INNER_STEPS, _FIRST_ORDER, _INNER_WEIGHT_DECAY)
+
+_EMBEDDING = _model("embedding", int, "outputs of the embedding network", 64, low=1)
+_DISTANCE = _option("distance", str, "between embeddings", choices=tuple(DISTANCES))
+_SCALE = _option(
+    "scale",
+    float,
+    "of distances (ridge: of the fit) to begin with; by default what suits them",
+    low=0,
+    exclusive=True,
+    optional=True,
+)
+
+# --- the registry -----------------------------------------------------------------------------------
+
+
+def _oracle(entry: Entry, n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
+    low, high = values["frequency"]
+    if low != high:
+        raise ValueError(f"oracle knows waves of one frequency, not of a range: got {low} to {high}")
+    return SineOracle(low, values["loss"])
+
+
+#: The kinds of tasks that may have classes.
+_CLASSIFIED = tuple(kind.name for kind in KINDS.values() if kind.classes)
+
+#: What a network that has not learned to adapt bears.
+_SMALL_STEP = {"sinusoid": 0.001, "table": 0.001}
+
+_ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        "maml",
+        "an initialisation from which a few gradient steps solve a new task",
+        "Finn, Abbeel & Levine 2017",
+        MAML,
+        (*_FINE_TUNING, _FIRST_ORDER, _LEARN_INNER_LR),
+    ),
+    Entry(
+        "fomaml",
+        "MAML without second derivatives",
+        "Finn, Abbeel & Levine 2017",
+        fomaml,
+        (*_FINE_TUNING, _LEARN_INNER_LR),
+    ),
+    Entry(
+        "anil",
+        "MAML whose inner loop adapts the last layer alone",
+        "Raghu, Raghu, Bengio & Vinyals 2020",
+        anil,
+        _INNER_LOOP,
+    ),
+    Entry(
+        "boil",
+        "MAML whose inner loop adapts all layers but the last",
+        "Oh, Yoo, Kim & Yun 2021",
+        boil,
+        _INNER_LOOP,
+    ),
+    Entry(
+        "warp",
+        "MAML with layers between that the inner loop leaves alone (T-nets, warp layers)",
+        "Lee & Choi 2018; Flennerhag et al. 2020",
+        Warp,
+        (
+            *_FINE_TUNING,
+            _FIRST_ORDER,
+            _LEARN_INNER_LR,
+            _model(
+                "warp_activation",
+                str,
+                "of the warp layers; identity: a T-net, with them before the layers' activations",
+                choices=tuple(ACTIVATIONS),
+            ),
+        ),
+        {"clip": 10.0},
+    ),
+    Entry(
+        "meta-sgd",
+        "MAML with a learned step size for every parameter",
+        "Li, Zhou, Chen & Li 2017",
+        MetaSGD,
+        (
+            _option(
+                "inner_lr_range",
+                float,
+                "range that the step sizes are drawn from at first",
+                length=PAIR,
+            ),
+            _INNER_STEPS,
+            _FIRST_ORDER,
+            _INNER_WEIGHT_DECAY,
+        ),
+        {"clip": 10.0, "eval_steps": 1},  # sizes of steps it has not learned may be far too large
+    ),
+    Entry(
+        "lslr",
+        "MAML with a learned step size for every layer and inner step",
+        "Antoniou, Edwards & Storkey 2019",
+        lslr,
+        _INNER_LOOP,
+        {"inner_steps": 5, "clip": 10.0, "eval_steps": 5},
+    ),
+    Entry(
+        "maml++",
+        "MAML with a loss after every inner step, annealed, and learned step sizes",
+        "Antoniou, Edwards & Storkey 2019",
+        MAMLPlusPlus,
+        (
+            *_INNER_LOOP,
+            _LEARN_INNER_LR,
+            _option(
+                "multi_step_iterations",
+                int,
+                "iterations in which the loss after every inner step counts, less and less",
+                low=0,
+            ),
+            _option(
+                "first_order_iterations",
+                int,
+                "iterations at first that leave out second derivatives",
+                low=0,
+            ),
+        ),
+        {
+            "inner_steps": 5,
+            "multi_step_iterations": 1_500,
+            "schedule": "cosine",
+            "clip": 10.0,
+            "eval_steps": 5,
+        },
+    ),
+    Entry(
+        "structured",
+        "MAML with activations that are learned mixtures, and a gate for every unit",
+        "after Elsken, Staffler, Metzen & Hutter 2020",
+        StructuredMAML,
+        (
+            *_FINE_TUNING,
+            _FIRST_ORDER,
+            _LEARN_INNER_LR,
+            *STRUCTURE,
+            _option("gate_pressure", float, "weight of the mean gate in the meta-loss", low=0),
+            _option(
+                "mixture_pressure",
+                float,
+                "weight of the mixtures' mean entropy in the meta-loss",
+                low=0,
+            ),
+        ),
+        make_of=on_structure,
+    ),
+    Entry(
+        "reptile",
+        "move towards where gradient descent on a task leads; no second derivatives",
+        "Nichol, Achiam & Schulman 2018",
+        Reptile,
+        (
+            _INNER_LR,
+            _INNER_STEPS,
+            _option(
+                "batch_rows",
+                int,
+                "rows of a minibatch in the inner loop of training; 0 for all",
+                low=0,
+            ),
+        ),
+        {
+            "inner_steps": 10,
+            "batch_rows": {"sinusoid": 10, "omniglot": 10, "table": 5},
+            "eval_steps": 10,
+        },
+    ),
+    Entry(
+        "imaml",
+        "adapt by solving a problem that stays near theta, and differentiate its solution",
+        "Rajeswaran, Finn, Kakade & Levine 2019",
+        IMAML,
+        (
+            _option("strength", float, "of the pull to theta", low=0, exclusive=True),
+            _option(
+                "tolerance",
+                float,
+                "relative residual of the inner solve and of conjugate gradients",
+                low=0,
+                exclusive=True,
+            ),
+            replace(_INNER_STEPS, help="most Newton steps in adapting"),
+            _option("solve_steps", int, "most conjugate-gradient steps in a solve", low=1),
+        ),
+        {"eval_steps": 50, "activation": "tanh"},
+    ),
+    Entry(
+        "cavia",
+        "a network with further inputs, the context, which alone adapt",
+        "Zintgraf, Shiarlis, Kurin, Hofmann & Whiteson 2019",
+        CAVIA,
+        (
+            _INNER_LR,
+            _INNER_STEPS,
+            _FIRST_ORDER,
+            _option("n_context", int, "context parameters of a task", low=1),
+        ),
+        {"inner_lr": {"omniglot": 30.0}, "n_context": {"omniglot": 64}},
+        make_of=on_context,
+    ),
+    Entry(
+        "joint",
+        "a baseline: train one network on all tasks, then fine-tune it",
+        "Finn, Abbeel & Levine 2017",
+        Joint,
+        _FINE_TUNING,
+        {"inner_lr": _SMALL_STEP, "eval_steps": 10},
+    ),
+    Entry(
+        "scratch",
+        "a baseline: train a random network on the support rows alone",
+        "Finn, Abbeel & Levine 2017",
+        Scratch,
+        _FINE_TUNING,
+        {"inner_lr": {**_SMALL_STEP, "omniglot": 0.1}, "iterations": 1, "eval_steps": 100},
+    ),
+    Entry(
+        "oracle",
+        "a baseline: the sine wave through the support points",
+        "Finn, Abbeel & Levine 2017",
+        SineOracle,
+        (),
+        {"iterations": 1},
+        tasks=("sinusoid",),
+        inner_steps=False,
+        make_of=_oracle,
+    ),
+    Entry(
+        "matching",
+        "attention over embedded support rows",
+        "Vinyals et al. 2016",
+        MatchingNetwork,
+        (_EMBEDDING, _DISTANCE, _SCALE),
+        tasks=_CLASSIFIED,
+        inner_steps=False,
+        make_of=on_embedding,
+    ),
+    Entry(
+        "prototypical",
+        "the nearest class mean of embedded support rows",
+        "Snell, Swersky & Zemel 2017",
+        PrototypicalNetwork,
+        (_EMBEDDING, _DISTANCE, _SCALE),
+        tasks=_CLASSIFIED,
+        inner_steps=False,
+        make_of=on_embedding,
+    ),
+    Entry(
+        "siamese",
+        "the support row most like the query, learned from pairs",
+        "Koch, Zemel & Salakhutdinov 2015",
+        SiameseNetwork,
+        (
+            _EMBEDDING,
+            _option("pair_loss", str, "loss of a pair", choices=PAIR_LOSSES),
+            _option(
+                "margin",
+                float,
+                "distance that parts pairs of one class from the others (weighted_l1: to begin with)",
+                low=0,
+                exclusive=True,
+            ),
+        ),
+        tasks=_CLASSIFIED,
+        inner_steps=False,
+        make_of=on_embedding,
+    ),
+    Entry(
+        "relation",
+        "a second network that scores class and query together",
+        "Sung et al. 2018",
+        RelationNetwork,
+        (
+            _EMBEDDING,
+            _model(
+                "relation_hidden",
+                int,
+                "widths of the relation module's hidden layers",
+                [*HIDDEN],
+                low=1,
+                length=ANY,
+            ),
+        ),
+        {"loss": "mse"},
+        tasks=_CLASSIFIED,
+        inner_steps=False,
+        make_of=with_relation,
+    ),
+    Entry(
+        "ridge",
+        "ridge regression on learned features, differentiated through the solve",
+        "Bertinetto et al. 2019",
+        RidgeHead,
+        (
+            _EMBEDDING,
+            _option("ridge", float, "weight of the penalty to begin with", low=0, exclusive=True),
+            _SCALE,
+        ),
+        inner_steps=False,
+        make_of=on_embedding,
+    ),
+    Entry(
+        "lstm",
+        "an LSTM's gates, learned, make the inner steps",
+        "Ravi & Larochelle 2017",
+        MetaLSTM,
+        (_INNER_LR, _INNER_STEPS, _FIRST_ORDER),
+        {"clip": 10.0, "eval_steps": {"omniglot": 5}},
+    ),
+    Entry(
+        "mann",
+        "a controller that reads the support rows and writes to a memory",
+        "Santoro et al. 2016",
+        MANN,
+        (
+            _EMBEDDING,
+            _model("units", int, "of the controller, an LSTM", low=1),
+            _model("slots", int, "of the memory", low=1),
+            _model("slot_width", int, "numbers in a slot of the memory", low=1, argument="width"),
+            _SCALE,
+        ),
+        {"scale": None, "clip": 10.0},  # None: the constructor's, whatever it will be
+        inner_steps=False,
+        make_of=on_embedding,
+    ),
+    Entry(
+        "pixels",
+        "matching on the pixels themselves: a baseline that needs no training",
+        "Vinyals et al. 2016",
+        MatchingNetwork,
+        (_DISTANCE, _SCALE),
+        {"scale": 1.0, "iterations": 1},
+        tasks=("omniglot",),
+        inner_steps=False,
+        make_of=on_embedding,
+    ),
+)
+
+#: Every algorithm by name.
+ALGORITHMS: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+
+#: The algorithm of runs that name none.
+DEFAULT = "maml"
