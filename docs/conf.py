@@ -8,7 +8,7 @@ path of a MathJax of your own.
 import re
 
 from npmeta import __version__
-from npmeta.training import options  # noqa: F401  # it reads defaults, which autodoc will put words for
+from npmeta.training.options import OPTIONS  # noqa: F401  # reads defaults before autodoc changes them
 
 project = "npmeta"
 author = "the npmeta authors"
