@@ -4,77 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, TypeAlias
 
-from npmeta._support.options import ANY, MANY, Option, arguments, parameters
+from npmeta._support.options import Option, arguments, parameters
 from npmeta.algorithms.base import MetaLearner
-from npmeta.network.activations import ACTIVATIONS
+from npmeta.algorithms.options import STRUCTURE
 from npmeta.network.mlp import MLP
-from npmeta.network.normalisation import NORMS
 from npmeta.network.structure import Structure
 from npmeta.tasks.registry import KINDS
 
 __all__ = [
-    "NETWORK",
-    "STRUCTURE",
     "Entry",
     "on_context",
     "on_embedding",
     "on_network",
     "on_structure",
+    "on_waves",
     "one_or_list",
     "with_relation",
 ]
-
-_model = partial(Option, "model")
-
-_HIDDEN = _model(
-    "hidden",
-    int,
-    "widths of the hidden layers (none: a linear model)",
-    [40, 40],
-    low=1,
-    length=ANY,
-)
-_ACTIVATION = _model(
-    "activation",
-    str,
-    "activation of all hidden layers, or one for each",
-    "relu",
-    choices=tuple(ACTIVATIONS),
-    length=MANY,
-)
-_NORM = _model(
-    "norm",
-    str,
-    "normalisation of hidden layers; batch: over a task's rows, so predictions are transductive",
-    "none",
-    choices=("none", *NORMS),
-)
-_ADAPT_NORM = _model("adapt_norm", bool, "move scale and shift of the norm in the inner loop")
-_NORM_SETS = _model(
-    "norm_sets",
-    int,
-    "scales and shifts, one for each inner step in turn (with --no-adapt-norm)",
-    low=1,
-)
-
-#: Of every network.
-NETWORK = tuple(o.of(MLP) for o in (_HIDDEN, _ACTIVATION, _NORM, _ADAPT_NORM, _NORM_SETS))
-
-_CANDIDATES = _model(
-    "candidates",
-    str,
-    "what the hidden activations are mixtures of; 'activation' has no part",
-    choices=tuple(ACTIVATIONS),
-    length=MANY,
-)
-_GATES = _model("gates", bool, "a gate for every hidden unit")
-_ADAPT = _model("adapt_structure", bool, "move mixtures and gates in the inner loop", argument="adapt")
-
-#: Of a network that learns its structure.
-STRUCTURE = tuple(option.of(Structure) for option in (_CANDIDATES, _GATES, _ADAPT))
 
 #: Values of all options of a run by name.
 Values: TypeAlias = Mapping[str, Any]
@@ -162,6 +111,16 @@ def with_relation(entry: Entry, n_in: int, n_out: int, values: Values) -> MetaLe
     """The same with a second network, which takes two embeddings."""
     relation = MLP([2 * values["embedding"], *values["relation_hidden"], 1])
     return on_embedding(entry, n_in, n_out, values, relation=relation)
+
+
+def on_waves(entry: Entry, n_in: int, n_out: int, values: Values) -> MetaLearner:
+    """``construct(frequency, loss)``, of what knows the frequency of sine waves."""
+    low, high = values["frequency"]
+    if low != high:
+        raise ValueError(
+            f"{entry.name} knows waves of one frequency, not of a range: got {low} to {high}"
+        )
+    return entry.construct(low, values["loss"])
 
 
 @dataclass(frozen=True)

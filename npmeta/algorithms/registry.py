@@ -8,12 +8,10 @@ resumes from the command line, ``npmeta list`` shows it, and the tests of the re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from npmeta._support.options import ANY, MANY, PAIR, Option
+from npmeta._support.options import ANY, PAIR, Option
 from npmeta.algorithms import (
     CAVIA,
     IMAML,
@@ -38,70 +36,35 @@ from npmeta.algorithms import (
     fomaml,
     lslr,
 )
-from npmeta.algorithms.base import MetaLearner
 from npmeta.algorithms.from_options import (
-    STRUCTURE,
     Entry,
     on_context,
     on_embedding,
     on_structure,
+    on_waves,
     with_relation,
+)
+from npmeta.algorithms.options import (
+    DISTANCE,
+    EMBEDDING,
+    FINE_TUNING,
+    FIRST_ORDER,
+    INNER_LOOP,
+    INNER_LR,
+    INNER_STEPS,
+    INNER_WEIGHT_DECAY,
+    LEARN_INNER_LR,
+    SCALE,
+    STRUCTURE,
 )
 from npmeta.algorithms.relation import HIDDEN
 from npmeta.algorithms.siamese import PAIR_LOSSES
 from npmeta.network.activations import ACTIVATIONS
-from npmeta.network.distances import DISTANCES
 from npmeta.tasks.registry import KINDS
 
 __all__ = ["ALGORITHMS", "DEFAULT"]
 
 _model, _option = partial(Option, "model"), partial(Option, "algorithm")
-
-# --- options that several have ----------------------------------------------------------------------
-
-_INNER_LRS = _option(
-    "inner_lr",
-    float,
-    "inner step size: one number, one a layer, or one a step; 0 freezes a layer",
-    low=0,
-    length=MANY,
-)
-_INNER_LR = replace(_INNER_LRS, help="inner step size, one number")
-_INNER_LR_PER = _option(
-    "inner_lr_per",
-    str,
-    "what several values of inner_lr are for, where their number could mean either",
-    "auto",
-    choices=("auto", "layer", "step"),
-)
-_INNER_STEPS = _option("inner_steps", int, "inner steps while training", low=0)
-_FIRST_ORDER = _option("first_order", bool, "leave out second derivatives (FOMAML)")
-_INNER_WEIGHT_DECAY = _option("inner_weight_decay", float, "weight decay in the inner loop", low=0)
-_LEARN_INNER_LR = _option("learn_inner_lr", bool, "learn the inner step sizes too")
-
-_FINE_TUNING = (_INNER_LRS, _INNER_LR_PER, _INNER_STEPS, _INNER_WEIGHT_DECAY)
-_INNER_LOOP = (_INNER_LR, _INNER_STEPS, _FIRST_ORDER, _INNER_WEIGHT_DECAY)
-
-_EMBEDDING = _model("embedding", int, "outputs of the embedding network", 64, low=1)
-_DISTANCE = _option("distance", str, "between embeddings", choices=tuple(DISTANCES))
-_SCALE = _option(
-    "scale",
-    float,
-    "of distances (ridge: of the fit) to begin with; by default what suits them",
-    low=0,
-    exclusive=True,
-    optional=True,
-)
-
-# --- the registry -----------------------------------------------------------------------------------
-
-
-def _oracle(entry: Entry, n_in: int, n_out: int, values: Mapping[str, Any]) -> MetaLearner:
-    low, high = values["frequency"]
-    if low != high:
-        raise ValueError(f"oracle knows waves of one frequency, not of a range: got {low} to {high}")
-    return SineOracle(low, values["loss"])
-
 
 #: The kinds of tasks that may have classes.
 _CLASSIFIED = tuple(kind.name for kind in KINDS.values() if kind.classes)
@@ -115,28 +78,28 @@ _ENTRIES: tuple[Entry, ...] = (
         "an initialisation from which a few gradient steps solve a new task",
         "Finn, Abbeel & Levine 2017",
         MAML,
-        (*_FINE_TUNING, _FIRST_ORDER, _LEARN_INNER_LR),
+        (*FINE_TUNING, FIRST_ORDER, LEARN_INNER_LR),
     ),
     Entry(
         "fomaml",
         "MAML without second derivatives",
         "Finn, Abbeel & Levine 2017",
         fomaml,
-        (*_FINE_TUNING, _LEARN_INNER_LR),
+        (*FINE_TUNING, LEARN_INNER_LR),
     ),
     Entry(
         "anil",
         "MAML whose inner loop adapts the last layer alone",
         "Raghu, Raghu, Bengio & Vinyals 2020",
         anil,
-        _INNER_LOOP,
+        INNER_LOOP,
     ),
     Entry(
         "boil",
         "MAML whose inner loop adapts all layers but the last",
         "Oh, Yoo, Kim & Yun 2021",
         boil,
-        _INNER_LOOP,
+        INNER_LOOP,
     ),
     Entry(
         "warp",
@@ -144,9 +107,9 @@ _ENTRIES: tuple[Entry, ...] = (
         "Lee & Choi 2018; Flennerhag et al. 2020",
         Warp,
         (
-            *_FINE_TUNING,
-            _FIRST_ORDER,
-            _LEARN_INNER_LR,
+            *FINE_TUNING,
+            FIRST_ORDER,
+            LEARN_INNER_LR,
             _model(
                 "warp_activation",
                 str,
@@ -168,9 +131,9 @@ _ENTRIES: tuple[Entry, ...] = (
                 "range that the step sizes are drawn from at first",
                 length=PAIR,
             ),
-            _INNER_STEPS,
-            _FIRST_ORDER,
-            _INNER_WEIGHT_DECAY,
+            INNER_STEPS,
+            FIRST_ORDER,
+            INNER_WEIGHT_DECAY,
         ),
         {"clip": 10.0, "eval_steps": 1},  # sizes of steps it has not learned may be far too large
     ),
@@ -179,7 +142,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "MAML with a learned step size for every layer and inner step",
         "Antoniou, Edwards & Storkey 2019",
         lslr,
-        _INNER_LOOP,
+        INNER_LOOP,
         {"inner_steps": 5, "clip": 10.0, "eval_steps": 5},
     ),
     Entry(
@@ -188,8 +151,8 @@ _ENTRIES: tuple[Entry, ...] = (
         "Antoniou, Edwards & Storkey 2019",
         MAMLPlusPlus,
         (
-            *_INNER_LOOP,
-            _LEARN_INNER_LR,
+            *INNER_LOOP,
+            LEARN_INNER_LR,
             _option(
                 "multi_step_iterations",
                 int,
@@ -217,9 +180,9 @@ _ENTRIES: tuple[Entry, ...] = (
         "after Elsken, Staffler, Metzen & Hutter 2020",
         StructuredMAML,
         (
-            *_FINE_TUNING,
-            _FIRST_ORDER,
-            _LEARN_INNER_LR,
+            *FINE_TUNING,
+            FIRST_ORDER,
+            LEARN_INNER_LR,
             *STRUCTURE,
             _option("gate_pressure", float, "weight of the mean gate in the meta-loss", low=0),
             _option(
@@ -237,13 +200,10 @@ _ENTRIES: tuple[Entry, ...] = (
         "Nichol, Achiam & Schulman 2018",
         Reptile,
         (
-            _INNER_LR,
-            _INNER_STEPS,
+            INNER_LR,
+            INNER_STEPS,
             _option(
-                "batch_rows",
-                int,
-                "rows of a minibatch in the inner loop of training; 0 for all",
-                low=0,
+                "batch_rows", int, "rows of a minibatch in the inner loop of training; 0 for all", low=0
             ),
         ),
         {
@@ -266,7 +226,7 @@ _ENTRIES: tuple[Entry, ...] = (
                 low=0,
                 exclusive=True,
             ),
-            replace(_INNER_STEPS, help="most Newton steps in adapting"),
+            replace(INNER_STEPS, help="most Newton steps in adapting"),
             _option("solve_steps", int, "most conjugate-gradient steps in a solve", low=1),
         ),
         {"eval_steps": 50, "activation": "tanh"},
@@ -277,9 +237,9 @@ _ENTRIES: tuple[Entry, ...] = (
         "Zintgraf, Shiarlis, Kurin, Hofmann & Whiteson 2019",
         CAVIA,
         (
-            _INNER_LR,
-            _INNER_STEPS,
-            _FIRST_ORDER,
+            INNER_LR,
+            INNER_STEPS,
+            FIRST_ORDER,
             _option("n_context", int, "context parameters of a task", low=1),
         ),
         {"inner_lr": {"omniglot": 30.0}, "n_context": {"omniglot": 64}},
@@ -290,7 +250,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "a baseline: train one network on all tasks, then fine-tune it",
         "Finn, Abbeel & Levine 2017",
         Joint,
-        _FINE_TUNING,
+        FINE_TUNING,
         {"inner_lr": _SMALL_STEP, "eval_steps": 10},
     ),
     Entry(
@@ -298,7 +258,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "a baseline: train a random network on the support rows alone",
         "Finn, Abbeel & Levine 2017",
         Scratch,
-        _FINE_TUNING,
+        FINE_TUNING,
         {"inner_lr": {**_SMALL_STEP, "omniglot": 0.1}, "iterations": 1, "eval_steps": 100},
     ),
     Entry(
@@ -310,14 +270,14 @@ _ENTRIES: tuple[Entry, ...] = (
         {"iterations": 1},
         tasks=("sinusoid",),
         inner_steps=False,
-        make_of=_oracle,
+        make_of=on_waves,
     ),
     Entry(
         "matching",
         "attention over embedded support rows",
         "Vinyals et al. 2016",
         MatchingNetwork,
-        (_EMBEDDING, _DISTANCE, _SCALE),
+        (EMBEDDING, DISTANCE, SCALE),
         tasks=_CLASSIFIED,
         inner_steps=False,
         make_of=on_embedding,
@@ -327,7 +287,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "the nearest class mean of embedded support rows",
         "Snell, Swersky & Zemel 2017",
         PrototypicalNetwork,
-        (_EMBEDDING, _DISTANCE, _SCALE),
+        (EMBEDDING, DISTANCE, SCALE),
         tasks=_CLASSIFIED,
         inner_steps=False,
         make_of=on_embedding,
@@ -338,7 +298,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "Koch, Zemel & Salakhutdinov 2015",
         SiameseNetwork,
         (
-            _EMBEDDING,
+            EMBEDDING,
             _option("pair_loss", str, "loss of a pair", choices=PAIR_LOSSES),
             _option(
                 "margin",
@@ -358,7 +318,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "Sung et al. 2018",
         RelationNetwork,
         (
-            _EMBEDDING,
+            EMBEDDING,
             _model(
                 "relation_hidden",
                 int,
@@ -379,9 +339,9 @@ _ENTRIES: tuple[Entry, ...] = (
         "Bertinetto et al. 2019",
         RidgeHead,
         (
-            _EMBEDDING,
+            EMBEDDING,
             _option("ridge", float, "weight of the penalty to begin with", low=0, exclusive=True),
-            _SCALE,
+            SCALE,
         ),
         inner_steps=False,
         make_of=on_embedding,
@@ -391,7 +351,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "an LSTM's gates, learned, make the inner steps",
         "Ravi & Larochelle 2017",
         MetaLSTM,
-        (_INNER_LR, _INNER_STEPS, _FIRST_ORDER),
+        (INNER_LR, INNER_STEPS, FIRST_ORDER),
         {"clip": 10.0, "eval_steps": {"omniglot": 5}},
     ),
     Entry(
@@ -400,11 +360,11 @@ _ENTRIES: tuple[Entry, ...] = (
         "Santoro et al. 2016",
         MANN,
         (
-            _EMBEDDING,
+            EMBEDDING,
             _model("units", int, "of the controller, an LSTM", low=1),
             _model("slots", int, "of the memory", low=1),
             _model("slot_width", int, "numbers in a slot of the memory", low=1, argument="width"),
-            _SCALE,
+            SCALE,
         ),
         {"scale": None, "clip": 10.0},  # None: the constructor's, whatever it will be
         inner_steps=False,
@@ -415,7 +375,7 @@ _ENTRIES: tuple[Entry, ...] = (
         "matching on the pixels themselves: a baseline that needs no training",
         "Vinyals et al. 2016",
         MatchingNetwork,
-        (_DISTANCE, _SCALE),
+        (DISTANCE, SCALE),
         {"scale": 1.0, "iterations": 1},
         tasks=("omniglot",),
         inner_steps=False,

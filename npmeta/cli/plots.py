@@ -292,12 +292,7 @@ def remainders(reports: Mapping[str, Report]) -> Figure:
             ax.loglog(h, remainder[1] * (h / h[1]) ** slope, ":", color=colour, lw=1)
             place = (h[9], remainder[1] * (h[9] / h[1]) ** slope)
             ax.annotate(
-                f"slope {slope}",
-                place,
-                (-6, 4),
-                textcoords="offset points",
-                color=colour,
-                ha="right",
+                f"slope {slope}", place, (-6, 4), textcoords="offset points", color=colour, ha="right"
             )
         # The dotted lines go on below what rounding leaves.
         lowest = min(curve[curve > 0].min() for key, curve in report.curves.items() if key != "h")

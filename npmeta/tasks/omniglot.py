@@ -167,24 +167,13 @@ class Omniglot:
         return replace(self, path=path, fractions=(0.0, 0.0, 1.0))
 
     def sample(
-        self,
-        seed: int,
-        iteration: int,
-        n_tasks: int,
-        *,
-        start: int = 0,
-        split: str = "train",
+        self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
     ) -> TaskBatch:
         """Tasks ``start .. start + n_tasks - 1`` of an iteration; the same call, the same tasks.
 
         The classes of a task are distinct and in random order, and so are the drawings of a class.
 
-        Parameters
-        ----------
-        seed : int
-            0 to 2**64 - 1.
-        iteration, start, n_tasks : int
-        split : {"train", "validation", "test"}
+        Parameters are those of :meth:`npmeta.tasks.Sinusoid.sample`.
 
         Returns
         -------

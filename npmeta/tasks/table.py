@@ -201,25 +201,14 @@ class Table:
         return replace(self, path=path, fractions=(0.0, 0.0, 1.0))
 
     def sample(
-        self,
-        seed: int,
-        iteration: int,
-        n_tasks: int,
-        *,
-        start: int = 0,
-        split: str = "train",
+        self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
     ) -> TaskBatch:
         """Tasks ``start .. start + n_tasks - 1`` of an iteration; the same call, the same tasks.
 
         Every task of the split is as likely as any other, whatever its number of rows, and may come
         more than once in a batch. The rows of a task are distinct.
 
-        Parameters
-        ----------
-        seed : int
-            0 to 2**64 - 1.
-        iteration, start, n_tasks : int
-        split : {"train", "validation", "test"}
+        Parameters are those of :meth:`npmeta.tasks.Sinusoid.sample`.
 
         Returns
         -------

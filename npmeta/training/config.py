@@ -89,7 +89,9 @@ class Config:
 
     def to_toml(self) -> str:
         """The file that reproduces the run: ``npmeta train --config FILE``."""
-        lines = [f"# npmeta {_version()}", f"task = {json.dumps(self.task)}"]
+        from npmeta import __version__
+
+        lines = [f"# npmeta {__version__}", f"task = {json.dumps(self.task)}"]
         section = ""
         for option in self._options:
             value = self.values[option.name]
@@ -120,27 +122,23 @@ class Config:
             parsed = _parsed(content.decode("utf-8-sig"))  # editors put a byte order mark in front
         except (ValueError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from None
-        sections = {option.name: option.section for option in OPTIONS}
-        checks = {option.name: option.check for option in OPTIONS}
+        options = {option.name: option for option in OPTIONS}
+        known = sorted({option.section for option in OPTIONS if option.section})
         task = parsed.pop("task", None)
         values: dict[str, Any] = {}
         for key, value in parsed.items():
             entries = value if isinstance(value, dict) else {key: value}
             section = key if isinstance(value, dict) else ""
-            if section and section not in sections.values():
-                raise ValueError(f"{path}: {unknown_name(section, _sections(), 'section')}")
+            if section and section not in known:
+                raise ValueError(f"{path}: {unknown_name(section, known, 'section')}")
             for name, entry in entries.items():
-                if name not in sections:
-                    raise ValueError(f"{path}: {unknown_name(name, list(sections), 'option')}")
-                if sections[name] != section:
-                    place = (
-                        f"section [{sections[name]}]"
-                        if sections[name]
-                        else "the top, above all sections"
-                    )
+                if name not in options:
+                    raise ValueError(f"{path}: {unknown_name(name, list(options), 'option')}")
+                if (own := options[name].section) != section:
+                    place = f"section [{own}]" if own else "the top, above all sections"
                     raise ValueError(f"{path}: {name} belongs in {place}")
                 try:
-                    values[name] = checks[name](entry)
+                    values[name] = options[name].check(entry)
                 except ValueError as error:
                     raise ValueError(f"{path}: {error}") from None
         return task, values
@@ -182,16 +180,6 @@ class Config:
 def _toml_value(value: Any) -> str:
     """JSON is TOML for numbers, booleans, lists and strings; only TOML wants DEL escaped too."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _sections() -> list[str]:
-    return sorted({option.section for option in OPTIONS if option.section})
-
-
-def _version() -> str:
-    from npmeta import __version__
-
-    return __version__
 
 
 def _parsed(text: str) -> dict[str, Any]:

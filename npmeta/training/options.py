@@ -7,7 +7,7 @@ from functools import partial
 
 from npmeta._support.options import Option, merged
 from npmeta._support.validation import lookup
-from npmeta.algorithms.from_options import NETWORK
+from npmeta.algorithms.options import NETWORK
 from npmeta.algorithms.registry import ALGORITHMS, DEFAULT
 from npmeta.bilevel.optimizers import OPTIMIZERS, SCHEDULES, cosine, step
 from npmeta.network.losses import LOSSES

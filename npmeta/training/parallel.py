@@ -15,168 +15,27 @@ shard of tasks is five numbers. The algorithm and the sampler go to every worker
 
 from __future__ import annotations
 
-import os
-import pickle
-import statistics
 import threading
-import time
-import uuid
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._support.blas import can_be_one_thread, one_thread
 from npmeta._support.validation import Array, as_whole, check_has
 from npmeta.algorithms import MetaGradient, Scores
 from npmeta.algorithms.base import named
 from npmeta.tasks import TaskBatch
 from npmeta.training import loop as training
+from npmeta.training.forks import begins_anew_in_forks
 from npmeta.training.loop import Algorithm, Sampler
-from npmeta.training.pool import Crew, Outcome, begins_anew_in_forks, pickled, portable
+from npmeta.training.runners import Foreign, OwnProcesses
+from npmeta.training.shards import Deferred, Deferring, Work, default_shard_size, jobs_of, joined
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Executor
 
 __all__ = ["Deferred", "Sharded", "default_shard_size"]
-
-#: Attempts at a shard through somebody else's executor.
-ATTEMPTS = 3
-
-#: The last calls are compared with their jobs' processor time; where workers have cost more, so many
-#: calls do without them.
-TRIALS, HOLD = 9, 500
-
-#: What a shard has by default: at least so many tasks, and at least so many parameters times tasks.
-LEAST_TASKS, LEAST_NUMBERS = 8, 2**17
-
-
-def default_shard_size(n_tasks: int, n_params: int) -> int:
-    r"""Tasks in a shard where nobody says.
-
-    Small shards occupy more cores, but each of the calls of NumPy that a shard is made of has a cost of
-    its own, and a matrix that tasks share is read once in each. So a shard has at least 8 tasks and at
-    least 2\ :sup:`17` parameters times tasks; a batch that is smaller is one shard. The machine has no
-    say in it.
-
-    Parameters
-    ----------
-    n_tasks : int
-        T, tasks in a batch.
-    n_params : int
-        P, meta-parameters.
-    """
-    size = max(LEAST_TASKS, LEAST_NUMBERS // max(n_params, 1))
-    n_shards = max(n_tasks // size, 1)
-    return -(-n_tasks // n_shards)
-
-
-@dataclass(frozen=True, eq=False)
-class Deferred:
-    """Tasks that are yet to be drawn: what :class:`Sharded` takes for a batch.
-
-    Its attributes are the arguments of ``sampler.sample``.
-    """
-
-    sampler: Sampler
-    seed: int
-    iteration: int
-    n_tasks: int
-    start: int = 0
-    split: str = "train"
-
-    def __len__(self) -> int:
-        return self.n_tasks
-
-
-class _Deferring:
-    """A sampler that draws nothing."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-
-    def sample(
-        self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
-    ) -> Any:
-        return Deferred(self._sampler, seed, iteration, n_tasks, start, split)
-
-
-# --- one shard ------------------------------------------------------------------------------------
-
-
-class _Drawn(NamedTuple):
-    """The tasks of a shard, for a sampler to draw."""
-
-    seed: int
-    iteration: int
-    n_tasks: int
-    start: int
-    split: str
-
-
-class _Job(NamedTuple):
-    """A shard, and what to do with it."""
-
-    tasks: _Drawn | slice
-    method: str
-    argument: int | None  # the iteration, if it is known; or the number of steps
-
-
-class _Work:
-    """An algorithm and the source of its tasks: all that shards have in common.
-
-    Every way of running a shard ends in a call of this.
-    """
-
-    def __init__(self, algorithm: Algorithm, source: Sampler | TaskBatch) -> None:
-        self.algorithm, self.source = algorithm, source
-
-    def __call__(self, params: Mapping[str, Array], job: _Job) -> Outcome:
-        with np.errstate(all="ignore"):  # what is not finite shows in the result
-            outcome: Outcome = getattr(self, job.method)(params, self._tasks(job.tasks), job.argument)
-        return outcome
-
-    def gradient(self, params: Mapping[str, Array], tasks: TaskBatch, iteration: int | None) -> Outcome:
-        form = self.algorithm if iteration is None else training.form_at(self.algorithm, iteration)
-        out = form.meta_gradient(params, tasks)
-        return out.grads, replace(out, grads={})
-
-    def scores(self, params: Mapping[str, Array], tasks: TaskBatch, steps: int | None) -> Outcome:
-        return {}, self.algorithm.evaluate(params, tasks, steps)
-
-    def _tasks(self, tasks: _Drawn | slice) -> TaskBatch:
-        if isinstance(tasks, slice):
-            assert isinstance(self.source, TaskBatch)
-            return self.source[tasks]
-        assert not isinstance(self.source, TaskBatch)
-        seed, iteration, n_tasks, start, split = tasks
-        return self.source.sample(seed, iteration, n_tasks, start=start, split=split)
-
-
-def _jobs(tasks: TaskBatch | Deferred, size: int, method: str, steps: int | None = None) -> list[_Job]:
-    if not isinstance(tasks, TaskBatch | Deferred):
-        raise ValueError(f"tasks must be a TaskBatch or Deferred, got a {type(tasks).__name__}")
-    jobs: list[_Job] = []
-    iteration = tasks.iteration if isinstance(tasks, Deferred) else None
-    argument = steps if method == "scores" else iteration
-    for first in range(0, len(tasks), size):
-        n = min(size, len(tasks) - first)
-        where: _Drawn | slice = slice(first, first + n)
-        if isinstance(tasks, Deferred):
-            where = _Drawn(tasks.seed, tasks.iteration, n, tasks.start + first, tasks.split)
-        jobs.append(_Job(where, method, argument))
-    return jobs
-
-
-def _joined(outcomes: Sequence[Outcome]) -> MetaGradient:
-    return MetaGradient.join([replace(rest, grads=dict(grads)) for grads, rest in outcomes])
-
-
-# --- all shards -----------------------------------------------------------------------------------
 
 
 class Sharded:
@@ -241,8 +100,9 @@ class Sharded:
             check_has(executor, "executor", "an executor, or left out", "submit")
             if self.workers != 1:
                 raise ValueError("an executor has workers of its own; pass either workers or executor")
-        self._runner: _Own | _Foreign = _Own(self.workers) if executor is None else _Foreign(executor)
-        self._work: _Work | None = None
+        own = OwnProcesses(self.workers)
+        self._runner: OwnProcesses | Foreign = own if executor is None else Foreign(executor)
+        self._work: Work | None = None
         self._source: Sampler | TaskBatch | None = None
         self.begin_anew()
         begins_anew_in_forks(self)
@@ -259,9 +119,9 @@ class Sharded:
         size = self.shard_size
         if size is None:
             size = default_shard_size(len(tasks), sum(array.size for array in params.values()))
-        jobs = _jobs(tasks, size, "gradient")
+        jobs = jobs_of(tasks, size, "gradient")
         with self._lock:
-            return _joined(self._runner(self._work_on(tasks), params, jobs, gradients=True))
+            return joined(self._runner(self._work_on(tasks), params, jobs, gradients=True))
 
     def evaluate(
         self,
@@ -270,7 +130,7 @@ class Sharded:
         steps: int | None = None,
     ) -> Scores:
         """The scores of all tasks, in shards of ``npmeta.training.loop.EVALUATION_BATCH``."""
-        jobs = _jobs(tasks, training.EVALUATION_BATCH, "scores", steps)
+        jobs = jobs_of(tasks, training.EVALUATION_BATCH, "scores", steps)
         with self._lock:
             work = self._work_on(tasks)
             outcomes = self._runner(work, _arrays(params), jobs, gradients=False)
@@ -278,7 +138,7 @@ class Sharded:
 
     def defer(self, tasks: Sampler) -> Sampler:
         """A sampler that leaves drawing to the workers; training asks for it."""
-        return _Deferring(tasks)
+        return Deferring(tasks)
 
     def close(self) -> None:
         """End the workers, if they are our own."""
@@ -287,15 +147,10 @@ class Sharded:
     def __enter__(self) -> Sharded:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _work_on(self, tasks: TaskBatch | Deferred) -> _Work:
+    def _work_on(self, tasks: TaskBatch | Deferred) -> Work:
         """The same object for the same tasks, so that workers know that they have it."""
         source = tasks.sampler if isinstance(tasks, Deferred) else tasks
         if self._work is None or source is not self._source:
@@ -303,7 +158,7 @@ class Sharded:
             if isinstance(source, TaskBatch):
                 # Sums over arrays that lie otherwise in memory may be in another order.
                 source = TaskBatch(*map(np.ascontiguousarray, _sets(source)))
-            self._work = _Work(self.algorithm, source)
+            self._work = Work(self.algorithm, source)
         return self._work
 
 
@@ -313,148 +168,3 @@ def _sets(tasks: TaskBatch) -> tuple[Array, Array, Array, Array]:
 
 def _arrays(params: Mapping[str, Array] | ArrayLike) -> dict[str, Array]:
     return {name: np.asarray(array) for name, array in named(params).items()}
-
-
-# --- who computes them ----------------------------------------------------------------------------
-
-
-class _Own:
-    """This process alone, or worker processes, whichever takes less time."""
-
-    def __init__(self, n_workers: int) -> None:
-        self._n_workers = n_workers
-        self._crew = Crew(n_workers)
-        self._one_thread = can_be_one_thread()
-        self._times: deque[tuple[float, float]] = deque(maxlen=TRIALS)  # of a call; of its jobs
-        self._n_alone = 0
-        self._started = False
-
-    def __call__(
-        self, work: _Work, params: Mapping[str, Array], jobs: Sequence[_Job], *, gradients: bool
-    ) -> Sequence[Outcome]:
-        alone = self._n_workers == 1 or len(jobs) == 1 or (gradients and self._n_alone > 0)
-        # Where BLAS does not listen, a worker's, which was told before it began, takes its place.
-        if alone and self._one_thread:
-            self._n_alone -= gradients and len(jobs) > 1
-            with one_thread():
-                return [work(params, job) for job in jobs]
-        began = time.perf_counter()
-        outcomes, seconds = self._crew(work, params, jobs, gradients=gradients)
-        if gradients and not alone and self._started:
-            self._times.append((time.perf_counter() - began, seconds))
-            if len(self._times) == TRIALS:
-                shared, serial = map(statistics.median, zip(*self._times, strict=True))
-                if shared > serial:
-                    self._n_alone = HOLD
-                    self._times.clear()
-        self._started = True
-        return outcomes
-
-    def __str__(self) -> str:
-        return "this process" if self._n_workers == 1 else f"{self._n_workers} workers"
-
-    def close(self) -> None:
-        self._crew.close()
-
-
-#: Work by key, in a process that computes shards for an executor, and in this one.
-_KNOWN: dict[str, _Work] = {}
-
-#: What is kept there at most.
-MOST_KNOWN = 4
-
-
-def _remote(key: str, data: bytes | None, params: Mapping[str, Array], job: _Job) -> tuple[str, Any]:
-    """One shard, wherever the executor runs it; work that has not been here is asked for."""
-    work = _KNOWN.get(key)
-    if work is None:
-        if data is None:
-            return "unknown", None
-        work = pickle.loads(data)
-        for old in list(_KNOWN)[: 1 - MOST_KNOWN]:
-            _KNOWN.pop(old, None)
-        _KNOWN[key] = work
-    try:
-        with one_thread():
-            return "done", work(params, job)
-    except Exception as error:
-        return "failed", portable(error)
-
-
-class _Foreign:
-    """Somebody else's executor."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._process = os.getpid()
-        self._work: _Work | None = None
-        self._key, self._data = "", b""
-
-    def __call__(
-        self, work: _Work, params: Mapping[str, Array], jobs: Sequence[_Job], *, gradients: bool
-    ) -> Sequence[Outcome]:
-        if os.getpid() != self._process:  # where its threads are not, and it would wait for ever
-            raise RuntimeError(
-                f"{self} belongs to the process that this one was forked from; make an executor and a "
-                f"Sharded of this process's own"
-            )
-        if work is not self._work:
-            self.close()
-            self._work, self._key, self._data = work, uuid.uuid4().hex, b""
-            _KNOWN[self._key] = work  # threads, and forks to come, need not be sent it
-        done: dict[int, Outcome] = {}
-        lost: Exception | None = None
-        for _ in range(ATTEMPTS):
-            pending = [i for i in range(len(jobs)) if i not in done]
-            answers = self._ask(pending, None, params, jobs)
-            unknown = [i for i, (status, _) in answers.items() if status == "unknown"]
-            if unknown:
-                self._data = self._data or pickled(work)
-                answers |= self._ask(unknown, self._data, params, jobs)
-            for i, (status, value) in sorted(answers.items()):
-                if status == "failed":
-                    raise value
-                if status == "done":
-                    done[i] = value
-                else:
-                    lost = value
-            if len(done) == len(jobs):
-                return [done[i] for i in range(len(jobs))]
-        raise RuntimeError(
-            f"{self} lost {len(jobs) - len(done)} of {len(jobs)} shards in {ATTEMPTS} attempts: "
-            f"{type(lost).__name__}: {lost}"
-        ) from lost
-
-    def _ask(
-        self,
-        indices: Sequence[int],
-        data: bytes | None,
-        params: Mapping[str, Array],
-        jobs: Sequence[_Job],
-    ) -> dict[int, tuple[str, Any]]:
-        """What :func:`_remote` says of each job; "lost", with an error, where nothing comes back."""
-        answers: dict[int, tuple[str, Any]] = {}
-        futures: dict[int, Future[tuple[str, Any]]] = {}
-        try:
-            for i in indices:
-                try:
-                    futures[i] = self._executor.submit(_remote, self._key, data, params, jobs[i])
-                except Exception as error:
-                    answers[i] = "lost", error
-            for i, future in futures.items():
-                try:
-                    answers[i] = future.result()
-                except Exception as error:
-                    answers[i] = "lost", error
-        except BaseException:
-            for future in futures.values():
-                future.cancel()
-            raise
-        return answers
-
-    def __str__(self) -> str:
-        return type(self._executor).__name__
-
-    def close(self) -> None:
-        _KNOWN.pop(self._key, None)
-        self._work = None

@@ -15,21 +15,22 @@ from npmeta.training.options import described
 
 __all__ = [
     "check",
-    "describe",
     "examine",
     "golden_check",
     "golden_list",
     "golden_write",
-    "list_all",
     "list_faults",
+    "list_names",
 ]
 
 
 # --- list -----------------------------------------------------------------------------------------
 
 
-def list_all() -> int:
-    """What can be named: algorithms with their papers, tasks, presets, activations and losses."""
+def list_names(algorithm: str | None) -> int:
+    """An algorithm's options; or what can be named: algorithms, tasks, presets, activations, losses."""
+    if algorithm is not None:
+        return _describe(algorithm)
     width = max(map(len, ALGORITHMS))
     print("algorithms")
     for name, entry in ALGORITHMS.items():
@@ -52,7 +53,7 @@ def _hanging(lead: str, text: str) -> str:
     return textwrap.fill(text, 79, initial_indent=lead, subsequent_indent=" " * len(lead))
 
 
-def describe(name: str) -> int:
+def _describe(name: str) -> int:
     """An algorithm, and its options with their defaults."""
     entry = ALGORITHMS[name]
     print(f"{name}: {entry.summary} ({entry.paper})\ntasks: {', '.join(entry.tasks)}")

@@ -41,16 +41,17 @@ def evaluate_run(
     seed: int | None,
     json_file: str | None,
     data: str | None,
-    sizes: Mapping[str, int],
     workers: int = 1,
+    **sizes: int | None,
 ) -> int:
-    """Score the newest checkpoint of a run, on tasks of the ``sizes`` given, by name."""
+    """Score the newest checkpoint of a run, on tasks of :data:`~npmeta.tasks.registry.SIZES`."""
     if data is not None and split is not None:
         raise ValueError("--data is scored on all that is in it; leave out --split")
     if json_file not in (None, "-") and not Path(json_file).resolve().parent.is_dir():
         raise ValueError(f"cannot write {json_file}: its folder does not exist")
     run = Run(folder)
-    config = run.config = run.config.with_values(**sizes)
+    others = {name: size for name, size in sizes.items() if size is not None}
+    config = run.config = run.config.with_values(**others)
     _check_steps(config, steps)
     tasks = config.tasks() if data is None else _tasks_on(run, data)
     split = split or "test"
@@ -59,11 +60,11 @@ def evaluate_run(
     try:
         checkpoint.check_fit(config, algorithm)
     except ValueError:
-        if "ways" not in sizes:
+        if "ways" not in others:
             raise
         raise ValueError(
             f"{config['algorithm']} has an output for each class, and cannot be tested with "
-            f"{sizes['ways']} ways where it has learned others; leave out --ways"
+            f"{others['ways']} ways where it has learned others; leave out --ways"
         ) from None
     params = checkpoint.params
     with Sharded(algorithm, workers=workers) as sharded:
