@@ -829,12 +829,12 @@ def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path, monkeypatch
 
 
 def test_a_checkpoint_that_may_not_be_read_stops_rather_than_going_back(trained, monkeypatch, capsys):
-    from npmeta.cli import runs
+    from npmeta.cli import checkpoints
 
     def forbidden(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(runs, "read_file", forbidden)
+    monkeypatch.setattr(checkpoints, "read_file", forbidden)
     assert "Permission denied" in fails(capsys, "evaluate", trained[0], "--tasks", 1)
 
 
