@@ -9,12 +9,15 @@ import pytest
 
 from npmeta._support.options import parameters
 from npmeta.algorithms.registry import ALGORITHMS
+from npmeta.bilevel import optimizers
 from npmeta.cli import plots
 from npmeta.cli.main import main
 from npmeta.cli.runs import Run
+from npmeta.network.mlp import MLP
 from npmeta.tasks import Sinusoid
 from npmeta.tasks.registry import KINDS, Kind, kind_of
 from npmeta.training.config import Config
+from npmeta.training.loop import meta_train
 from npmeta.training.options import OPTIONS, options_of
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
@@ -77,6 +80,17 @@ def test_a_default_stands_in_one_place(entry):
             assert option.default == (list(default) if isinstance(default, tuple) else default)
             with pytest.raises(ValueError, match=f"has a default of {option.name}, so declare none"):
                 replace(declared, default=default).of(construct)
+
+
+def test_names_stand_for_what_constructors_take_when_none_is_given():
+    config = Config("sinusoid")
+    assert config["activation"] == [f.name for f in MLP([1, 2, 1]).activations]
+    assert config["norm"] == str(MLP([1, 2, 1]).norm).lower()
+    algorithm = config.algorithm(1, 1)
+    params = algorithm.init(0)
+    step = next(meta_train(algorithm, params, Sinusoid(), iterations=1))
+    assert set(step.state) == set(optimizers.get(config["optimizer"]).init(params))
+    assert step.lr == config["outer_lr"] * config.schedule()(0)
 
 
 @every_algorithm

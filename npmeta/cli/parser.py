@@ -12,6 +12,7 @@ from npmeta import __version__
 from npmeta._support.options import Option
 from npmeta._support.validation import nearest, unknown_name
 from npmeta.algorithms.registry import ALGORITHMS
+from npmeta.tasks.draws import SPLITS
 from npmeta.tasks.registry import KINDS, PRESETS, SIZES
 from npmeta.training.options import OPTIONS
 
@@ -110,7 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
     steps(evaluate)
     evaluate.add_argument(
         "--split",
-        choices=("train", "validation", "test"),
+        choices=tuple(SPLITS),
         metavar="SPLIT",
         help="train, validation or test (the default)",
     )

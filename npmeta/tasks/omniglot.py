@@ -14,7 +14,10 @@ from npmeta.tasks.drawings import SIDE, load
 from npmeta.tasks.draws import SPLITS, distinct, split_up, uniforms
 from npmeta.tasks.framing import aligned, distorted
 
-__all__ = ["Omniglot"]
+__all__ = ["SPLIT_BY", "Omniglot"]
+
+#: What may be divided among the splits.
+SPLIT_BY = ("character", "alphabet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +109,7 @@ class Omniglot:
         check_counts(self, ways=2, shots=1, queries=1, split_seed=0)
         check_flag(self.rotations, "rotations")
         check_flag(self.align, "align")
-        lookup(self.split_by, {"character": 0, "alphabet": 1}, "split_by")
+        lookup(self.split_by, dict.fromkeys(SPLIT_BY), "split_by")
         object.__setattr__(self, "fractions", check_fractions(self.fractions))
         if not (np.isfinite(self.distort) and self.distort >= 0):
             raise ValueError(f"distort must be at least 0 and finite, got {self.distort}")

@@ -16,10 +16,10 @@ from npmeta._support.options import MANY, PAIR, Option, arguments, parameters
 from npmeta._support.validation import lookup
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.encoding import Encoding
-from npmeta.tasks.omniglot import Omniglot
+from npmeta.tasks.omniglot import SPLIT_BY, Omniglot
 from npmeta.tasks.rows import DrawingRows, Rows, TableRows
 from npmeta.tasks.sinusoid import Sinusoid
-from npmeta.tasks.table import Table
+from npmeta.tasks.table import TARGET_KINDS, Table
 
 __all__ = ["KINDS", "PRESETS", "SIZES", "TABLE", "Kind", "TaskDistribution", "kind_of", "preset"]
 
@@ -176,7 +176,7 @@ OMNIGLOT = Kind(
         _option("rotations", bool, "train on classes rotated by 90° steps too"),
         _option("align", bool, "move and scale drawings into a common frame"),
         _option("distort", float, "strength of random distortions in training", low=0),
-        _option("split_by", str, "what the three splits divide", choices=("character", "alphabet")),
+        _option("split_by", str, "what the three splits divide", choices=SPLIT_BY),
         _SPLIT_SEED,
         _FRACTIONS,
     ),
@@ -242,7 +242,7 @@ TABLE = Kind(
             "target_kind",
             str,
             "whether the target is a number or a class",
-            choices=("auto", "number", "class"),
+            choices=TARGET_KINDS,
             argument="kind",
         ),
         _option("standardise", bool, "scale columns to mean 0, deviation 1"),
