@@ -268,7 +268,7 @@ def test_workers_are_left_out_for_a_while_if_they_cost_more(monkeypatch, pays):
 
 
 def test_threads_wait_for_each_other(monkeypatch):
-    join, others = parallel.joined, []
+    join, others = parallel._joined, []
     batches = [WAVES.sample(seed, 0, 6) for seed in range(2)]
     expected = [Sharded(MAML, 3).meta_gradient(PARAMS, batch).grad for batch in batches]
 
@@ -280,7 +280,7 @@ def test_threads_wait_for_each_other(monkeypatch):
 
     with Sharded(MAML, 3, workers=2) as sharded, ThreadPoolExecutor(1) as threads:
         sharded.meta_gradient(PARAMS, batches[0])
-        monkeypatch.setattr(parallel, "joined", meanwhile)
+        monkeypatch.setattr(parallel, "_joined", meanwhile)
         found = [sharded.meta_gradient(PARAMS, batches[0]), others[0].result()]
     for out, gradient in zip(found, expected, strict=True):
         np.testing.assert_array_equal(out.grad, gradient)

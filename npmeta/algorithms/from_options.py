@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from npmeta._support.options import Option, arguments, parameters
 from npmeta.algorithms.base import MetaLearner
-from npmeta.algorithms.options import STRUCTURE
+from npmeta.algorithms.options import INNER_STEPS, STRUCTURE
 from npmeta.network.mlp import MLP
 from npmeta.network.structure import Structure
 from npmeta.tasks.registry import KINDS
@@ -144,8 +144,6 @@ class Entry:
         a mapping from kinds of tasks to values.
     tasks : tuple of str
         The kinds of tasks it can be trained on.
-    inner_steps : bool
-        Whether it takes any: if not, its scores have one column.
     make_of : callable
         ``(entry, n_in, n_out, values) -> MetaLearner``: one of those above, or its own.
     """
@@ -157,13 +155,17 @@ class Entry:
     declared: tuple[Option, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = tuple(KINDS)
-    inner_steps: bool = True
     make_of: Make = on_network
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
         """Those that it declares, with their defaults."""
         return tuple(option.of(self.construct) for option in self.declared)
+
+    @property
+    def inner_steps(self) -> bool:
+        """Whether it takes any: if not, its scores have one column."""
+        return INNER_STEPS.name in {option.name for option in self.declared}
 
     def make(self, n_in: int, n_out: int, values: Values) -> MetaLearner:
         """The algorithm for tasks with so many inputs and outputs (classes).

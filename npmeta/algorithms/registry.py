@@ -269,7 +269,6 @@ _ENTRIES: tuple[Entry, ...] = (
         (),
         {"iterations": 1},
         tasks=("sinusoid",),
-        inner_steps=False,
         make_of=on_waves,
     ),
     Entry(
@@ -279,7 +278,6 @@ _ENTRIES: tuple[Entry, ...] = (
         MatchingNetwork,
         (EMBEDDING, DISTANCE, SCALE),
         tasks=_CLASSIFIED,
-        inner_steps=False,
         make_of=on_embedding,
     ),
     Entry(
@@ -289,7 +287,6 @@ _ENTRIES: tuple[Entry, ...] = (
         PrototypicalNetwork,
         (EMBEDDING, DISTANCE, SCALE),
         tasks=_CLASSIFIED,
-        inner_steps=False,
         make_of=on_embedding,
     ),
     Entry(
@@ -309,7 +306,6 @@ _ENTRIES: tuple[Entry, ...] = (
             ),
         ),
         tasks=_CLASSIFIED,
-        inner_steps=False,
         make_of=on_embedding,
     ),
     Entry(
@@ -330,7 +326,6 @@ _ENTRIES: tuple[Entry, ...] = (
         ),
         {"loss": "mse"},
         tasks=_CLASSIFIED,
-        inner_steps=False,
         make_of=with_relation,
     ),
     Entry(
@@ -343,7 +338,6 @@ _ENTRIES: tuple[Entry, ...] = (
             _option("ridge", float, "weight of the penalty to begin with", low=0, exclusive=True),
             SCALE,
         ),
-        inner_steps=False,
         make_of=on_embedding,
     ),
     Entry(
@@ -367,7 +361,6 @@ _ENTRIES: tuple[Entry, ...] = (
             SCALE,
         ),
         {"scale": None, "clip": 10.0},  # None: the constructor's, whatever it will be
-        inner_steps=False,
         make_of=on_embedding,
     ),
     Entry(
@@ -378,7 +371,6 @@ _ENTRIES: tuple[Entry, ...] = (
         (DISTANCE, SCALE),
         {"scale": 1.0, "iterations": 1},
         tasks=("omniglot",),
-        inner_steps=False,
         make_of=on_embedding,
     ),
 )

@@ -16,8 +16,9 @@ shard of tasks is five numbers. The algorithm and the sampler go to every worker
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,16 +27,140 @@ from npmeta._support.validation import Array, as_whole, check_has
 from npmeta.algorithms import MetaGradient, Scores
 from npmeta.algorithms.base import named
 from npmeta.tasks import TaskBatch
-from npmeta.training import loop as training
-from npmeta.training.forks import begins_anew_in_forks
-from npmeta.training.loop import Algorithm, Sampler
+from npmeta.training.loop import EVALUATION_BATCH, Algorithm, Sampler, form_at
+from npmeta.training.pool import begins_anew_in_forks
 from npmeta.training.runners import Foreign, OwnProcesses
-from npmeta.training.shards import Deferred, Deferring, Work, default_shard_size, jobs_of, joined
+from npmeta.training.worker import Outcome
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 __all__ = ["Deferred", "Sharded", "default_shard_size"]
+
+
+#: What a shard has by default: at least so many tasks, and at least so many parameters times tasks.
+LEAST_TASKS, LEAST_NUMBERS = 8, 2**17
+
+
+def default_shard_size(n_tasks: int, n_params: int) -> int:
+    r"""Tasks in a shard where nobody says.
+
+    Small shards occupy more cores, but each of the calls of NumPy that a shard is made of has a cost of
+    its own, and a matrix that tasks share is read once in each. So a shard has at least 8 tasks and at
+    least 2\ :sup:`17` parameters times tasks; a batch that is smaller is one shard. The machine has no
+    say in it.
+
+    Parameters
+    ----------
+    n_tasks : int
+        T, tasks in a batch.
+    n_params : int
+        P, meta-parameters.
+    """
+    size = max(LEAST_TASKS, LEAST_NUMBERS // max(n_params, 1))
+    n_shards = max(n_tasks // size, 1)
+    return -(-n_tasks // n_shards)
+
+
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """Tasks yet to be drawn: what :class:`Sharded` takes for a batch.
+
+    Its attributes are the arguments of ``sampler.sample``.
+    """
+
+    sampler: Sampler
+    seed: int
+    iteration: int
+    n_tasks: int
+    start: int = 0
+    split: str = "train"
+
+    def __len__(self) -> int:
+        return self.n_tasks
+
+
+class _Deferring:
+    """A sampler that draws nothing."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def sample(
+        self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
+    ) -> Any:
+        return Deferred(self._sampler, seed, iteration, n_tasks, start, split)
+
+
+class _Drawn(NamedTuple):
+    """The tasks of a shard, for a sampler to draw."""
+
+    seed: int
+    iteration: int
+    n_tasks: int
+    start: int
+    split: str
+
+
+class _Job(NamedTuple):
+    """A shard, and what to do with it."""
+
+    tasks: _Drawn | slice
+    method: str
+    argument: int | None  # the iteration, if it is known; or the number of steps
+
+
+class _Work:
+    """An algorithm and the source of its tasks: all that shards have in common.
+
+    Every way of running a shard ends in a call of this.
+    """
+
+    def __init__(self, algorithm: Algorithm, source: Sampler | TaskBatch) -> None:
+        self.algorithm, self.source = algorithm, source
+
+    def __call__(self, params: Mapping[str, Array], job: _Job) -> Outcome:
+        with np.errstate(all="ignore"):  # what is not finite shows in the result
+            outcome: Outcome = getattr(self, job.method)(params, self._tasks(job.tasks), job.argument)
+        return outcome
+
+    def gradient(self, params: Mapping[str, Array], tasks: TaskBatch, iteration: int | None) -> Outcome:
+        form = self.algorithm if iteration is None else form_at(self.algorithm, iteration)
+        out = form.meta_gradient(params, tasks)
+        return out.grads, replace(out, grads={})
+
+    def scores(self, params: Mapping[str, Array], tasks: TaskBatch, steps: int | None) -> Outcome:
+        return {}, self.algorithm.evaluate(params, tasks, steps)
+
+    def _tasks(self, tasks: _Drawn | slice) -> TaskBatch:
+        if isinstance(tasks, slice):
+            assert isinstance(self.source, TaskBatch)
+            return self.source[tasks]
+        assert not isinstance(self.source, TaskBatch)
+        seed, iteration, n_tasks, start, split = tasks
+        return self.source.sample(seed, iteration, n_tasks, start=start, split=split)
+
+
+def _jobs(tasks: TaskBatch | Deferred, size: int, method: str, steps: int | None = None) -> list[_Job]:
+    if not isinstance(tasks, TaskBatch | Deferred):
+        raise ValueError(f"tasks must be a TaskBatch or Deferred, got a {type(tasks).__name__}")
+    jobs: list[_Job] = []
+    iteration = tasks.iteration if isinstance(tasks, Deferred) else None
+    argument = steps if method == "scores" else iteration
+    for first in range(0, len(tasks), size):
+        n = min(size, len(tasks) - first)
+        where: _Drawn | slice = slice(first, first + n)
+        if isinstance(tasks, Deferred):
+            where = _Drawn(tasks.seed, tasks.iteration, n, tasks.start + first, tasks.split)
+        jobs.append(_Job(where, method, argument))
+    return jobs
+
+
+def _joined(outcomes: Sequence[Outcome]) -> MetaGradient:
+    return MetaGradient.join([replace(rest, grads=dict(grads)) for grads, rest in outcomes])
+
+
+# --- all shards -----------------------------------------------------------------------------------
 
 
 class Sharded:
@@ -102,7 +227,7 @@ class Sharded:
                 raise ValueError("an executor has workers of its own; pass either workers or executor")
         own = OwnProcesses(self.workers)
         self._runner: OwnProcesses | Foreign = own if executor is None else Foreign(executor)
-        self._work: Work | None = None
+        self._work: _Work | None = None
         self._source: Sampler | TaskBatch | None = None
         self.begin_anew()
         begins_anew_in_forks(self)
@@ -119,9 +244,9 @@ class Sharded:
         size = self.shard_size
         if size is None:
             size = default_shard_size(len(tasks), sum(array.size for array in params.values()))
-        jobs = jobs_of(tasks, size, "gradient")
+        jobs = _jobs(tasks, size, "gradient")
         with self._lock:
-            return joined(self._runner(self._work_on(tasks), params, jobs, gradients=True))
+            return _joined(self._runner(self._work_on(tasks), params, jobs, gradients=True))
 
     def evaluate(
         self,
@@ -130,7 +255,7 @@ class Sharded:
         steps: int | None = None,
     ) -> Scores:
         """The scores of all tasks, in shards of ``npmeta.training.loop.EVALUATION_BATCH``."""
-        jobs = jobs_of(tasks, training.EVALUATION_BATCH, "scores", steps)
+        jobs = _jobs(tasks, EVALUATION_BATCH, "scores", steps)
         with self._lock:
             work = self._work_on(tasks)
             outcomes = self._runner(work, _arrays(params), jobs, gradients=False)
@@ -138,7 +263,7 @@ class Sharded:
 
     def defer(self, tasks: Sampler) -> Sampler:
         """A sampler that leaves drawing to the workers; training asks for it."""
-        return Deferring(tasks)
+        return _Deferring(tasks)
 
     def close(self) -> None:
         """End the workers, if they are our own."""
@@ -150,7 +275,7 @@ class Sharded:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _work_on(self, tasks: TaskBatch | Deferred) -> Work:
+    def _work_on(self, tasks: TaskBatch | Deferred) -> _Work:
         """The same object for the same tasks, so that workers know that they have it."""
         source = tasks.sampler if isinstance(tasks, Deferred) else tasks
         if self._work is None or source is not self._source:
@@ -158,7 +283,7 @@ class Sharded:
             if isinstance(source, TaskBatch):
                 # Sums over arrays that lie otherwise in memory may be in another order.
                 source = TaskBatch(*map(np.ascontiguousarray, _sets(source)))
-            self._work = Work(self.algorithm, source)
+            self._work = _Work(self.algorithm, source)
         return self._work
 
 

@@ -19,15 +19,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import current_process, get_context, process
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from npmeta._support.blas import ONE_THREAD
 from npmeta._support.validation import Array
-from npmeta.training.forks import begins_anew_in_forks
 from npmeta.training.shared_memory import Exchange, Segment, layout_of
 from npmeta.training.worker import NOT_FOR_WORKERS, Answer, Outcome, Work, serve
 
-__all__ = ["Crew", "WorkersError", "pickled"]
+__all__ = ["Crew", "WorkersError", "begins_anew_in_forks", "pickled"]
 
 #: Deaths in one call after which it is given up; as many as there are workers, a request to terminate
 #: that goes to all processes may cost.
@@ -70,6 +70,31 @@ def _cannot_be_sent(error: Exception) -> ValueError:
         f"the algorithm or the tasks cannot be sent to a worker process: {error}; functions and "
         f"classes must come from a module, or from the script that is run"
     )
+
+
+class _BeginsAnew(Protocol):
+    def begin_anew(self) -> None: ...
+
+
+_begin_anew: WeakSet[_BeginsAnew] = WeakSet()
+
+
+def begins_anew_in_forks(owner: _BeginsAnew) -> None:
+    """Have ``owner.begin_anew()`` called first of all in every process that is forked from this one.
+
+    Two processes at one end of a pipe would each read the other's answers, and a thread that held a
+    lock is not there to release it.
+    """
+    _begin_anew.add(owner)
+
+
+def _in_fork() -> None:
+    for owner in _begin_anew:
+        owner.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_fork)
 
 
 class _Member:

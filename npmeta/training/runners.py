@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from npmeta._support.blas import can_be_one_thread, one_thread
 from npmeta._support.validation import Array
 from npmeta.training.pool import Crew, pickled
-from npmeta.training.shards import Job, Work
-from npmeta.training.worker import Outcome, portable
+from npmeta.training.worker import Outcome, Work, portable
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -42,7 +41,7 @@ class OwnProcesses:
         self._started = False
 
     def __call__(
-        self, work: Work, params: Mapping[str, Array], jobs: Sequence[Job], *, gradients: bool
+        self, work: Work, params: Mapping[str, Array], jobs: Sequence[Any], *, gradients: bool
     ) -> Sequence[Outcome]:
         alone = self._n_workers == 1 or len(jobs) == 1 or (gradients and self._n_alone > 0)
         # Where BLAS does not listen, a worker's, which was told before it began, takes its place.
@@ -76,7 +75,7 @@ _KNOWN: dict[str, Work] = {}
 MOST_KNOWN = 4
 
 
-def _remote(key: str, data: bytes | None, params: Mapping[str, Array], job: Job) -> tuple[str, Any]:
+def _remote(key: str, data: bytes | None, params: Mapping[str, Array], job: Any) -> tuple[str, Any]:
     """One shard, wherever the executor runs it; work that has not been here is asked for."""
     work = _KNOWN.get(key)
     if work is None:
@@ -103,7 +102,7 @@ class Foreign:
         self._key, self._data = "", b""
 
     def __call__(
-        self, work: Work, params: Mapping[str, Array], jobs: Sequence[Job], *, gradients: bool
+        self, work: Work, params: Mapping[str, Array], jobs: Sequence[Any], *, gradients: bool
     ) -> Sequence[Outcome]:
         if os.getpid() != self._process:  # where its threads are not, and it would wait for ever
             raise RuntimeError(
@@ -142,7 +141,7 @@ class Foreign:
         indices: Sequence[int],
         data: bytes | None,
         params: Mapping[str, Array],
-        jobs: Sequence[Job],
+        jobs: Sequence[Any],
     ) -> dict[int, tuple[str, Any]]:
         """What :func:`_remote` says of each job; "lost", with an error, where nothing comes back."""
         answers: dict[int, tuple[str, Any]] = {}
