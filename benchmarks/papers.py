@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from npmeta.cli.options import PRESETS
+from npmeta.tasks.registry import PRESETS
 
 __all__ = ["TABLES", "Published", "Row", "Table"]
 

@@ -35,10 +35,10 @@ import npmeta as nm
 from benchmarks.papers import TABLES, Published, Row, Table
 from npmeta._support.files import write_atomically
 from npmeta._support.validation import unknown_name
+from npmeta.algorithms.registry import ALGORITHMS
 from npmeta.cli.commands import resume_run, say, start_run
-from npmeta.cli.config import Config
-from npmeta.cli.registry import ALGORITHMS
 from npmeta.cli.runs import Run
+from npmeta.training.config import Config
 
 __all__ = ["main"]
 

@@ -8,6 +8,7 @@ path of a MathJax of your own.
 import re
 
 from npmeta import __version__
+from npmeta.training.options import OPTIONS  # noqa: F401  # reads defaults before autodoc changes them
 
 project = "npmeta"
 author = "the npmeta authors"
@@ -43,7 +44,7 @@ autodoc_type_aliases = {
     name: name
     for name in (
         *("Array", "ArrayLike", "DType", "DTypeLike", "PathLike", "Range"),
-        *("Batch", "Scale", "MetaParameters", "Named", "Schedule", "TaskDistribution"),
+        *("Batch", "Scale", "MetaParameters", "Named", "Schedule"),
     )
 }
 napoleon_google_docstring = False

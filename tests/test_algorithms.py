@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.cli.config import Config
-from npmeta.cli.registry import ALGORITHMS
+from npmeta.algorithms.registry import ALGORITHMS
+from npmeta.training.config import Config
 from npmeta.training.parallel import Sharded
 from tests.algorithms import TIGHT, by_complex_step, one_by_one, with_noise
 from tests.helpers import assert_close

@@ -5,7 +5,7 @@ import pytest
 
 import npmeta as nm
 from npmeta.algorithms import Joint, Scratch, SineOracle
-from npmeta.cli.config import Config
+from npmeta.training.config import Config
 from tests.helpers import assert_close, problem
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import npmeta as nm
+from npmeta.algorithms.registry import ALGORITHMS
 from npmeta.bilevel import optimizers
-from npmeta.cli.config import Config
-from npmeta.cli.registry import ALGORITHMS
 from npmeta.estimators import MetaEstimator
 from npmeta.tasks import Encoding
+from npmeta.training.config import Config
 from npmeta.training.parallel import Sharded
 from npmeta.verification import check_gradient, check_hvp
 

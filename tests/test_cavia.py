@@ -5,7 +5,7 @@ import pytest
 
 import npmeta as nm
 from npmeta.algorithms import CAVIA
-from npmeta.cli.config import Config
+from npmeta.training.config import Config
 from tests.algorithms import TIGHT, by_complex_step
 from tests.helpers import CLASS_LOSSES, assert_close, problem
 

@@ -1,6 +1,8 @@
 """The command line as its users run it: real processes, real files, real signals."""
 
 import csv
+import dataclasses
+import inspect
 import json
 import os
 import shutil
@@ -16,11 +18,11 @@ import pytest
 import npmeta
 from npmeta.cli import commands
 from npmeta.cli.commands import results, train
-from npmeta.cli.config import Config
 from npmeta.cli.main import main
-from npmeta.cli.options import TASKS
-from npmeta.cli.registry import options_of
 from npmeta.cli.runs import Checkpoint, Run, locked
+from npmeta.tasks.registry import KINDS
+from npmeta.training.config import Config
+from npmeta.training.options import options_of
 
 QUICK = ["--eval-tasks", "20", "--hidden", "8", "8", "--meta-batch", "4"]
 
@@ -332,8 +334,8 @@ OTHER = {
 }
 
 
-def other(option, task):
-    default = option.default_for(task)
+def other(option):
+    default = option.default
     if option.name in OTHER:
         value = OTHER[option.name]
         return value[default] if isinstance(value, dict) else value
@@ -344,10 +346,10 @@ def other(option, task):
     return [value + 1 for value in default] if isinstance(default, list) else default + 1
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
-    options = [o for o in options_of("maml") if o.for_task(task) and o.name != "algorithm"]
-    chosen = {option.name: other(option, task) for option in options}
+    options = [option for option in options_of(task, "maml") if option.name != "algorithm"]
+    chosen = {option.name: other(option) for option in options}
     assert all(value != Config(task)[name] for name, value in chosen.items())
     words = []
     for option in options:
@@ -365,25 +367,26 @@ def test_every_option_arrives_where_it_is_used(task, monkeypatch, tmp_path):
     class Recorded:
         checksum = chosen.get("checksum")
 
-        def __init__(self, *args, **options):
-            came["tasks"] = (args, options)
+        def __init__(self, **options):
+            came["tasks"] = options
 
-    monkeypatch.setattr(f"npmeta.cli.config.{task.capitalize()}", Recorded)
+    Recorded.__signature__ = inspect.signature(KINDS[task].sampler)
+    config.kind = dataclasses.replace(KINDS[task], sampler=Recorded)
     config.tasks()
     c = chosen
     shared = {"shots": c["shots"], "queries": c["queries"]}
     if task == "sinusoid":
-        ranges = {name: tuple(c[name]) for name in ("amplitude", "phase", "frequency", "x")}
-        assert came["tasks"] == ((c["shots"], c["queries"]), {"noise": 1.0, **ranges})
+        shared |= {name: c[name] for name in ("amplitude", "phase", "frequency", "x")}
+        shared |= {"noise": 1.0}
     else:
-        shared |= {"split_seed": 1, "fractions": (0.5, 0.3, 0.2)}
+        shared |= {"path": "another data", "split_seed": 1, "fractions": [0.5, 0.3, 0.2]}
         if task == "omniglot":
             shared |= {"ways": 6, "rotations": False, "align": True, "distort": 1.0}
             shared |= {"split_by": "alphabet"}
         else:
             shared |= {"task": "another task_column", "target": "another target_column"}
-            shared |= {"features": ["width"], "kind": "class", "standardise": False, "encoding": None}
-        assert came["tasks"] == (("another data",), shared)
+            shared |= {"features": ["width"], "kind": "class", "standardise": False}
+    assert came["tasks"] == shared
 
     maml = config.algorithm(3, 2)
     assert maml.model.widths == (3, 7, 6, 2)
@@ -826,12 +829,12 @@ def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path, monkeypatch
 
 
 def test_a_checkpoint_that_may_not_be_read_stops_rather_than_going_back(trained, monkeypatch, capsys):
-    from npmeta.cli import runs
+    from npmeta.cli import checkpoints
 
     def forbidden(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(runs, "read_file", forbidden)
+    monkeypatch.setattr(checkpoints, "read_file", forbidden)
     assert "Permission denied" in fails(capsys, "evaluate", trained[0], "--tasks", 1)
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from npmeta.algorithms.registry import ALGORITHMS
 from npmeta.cli.main import main
-from npmeta.cli.registry import ALGORITHMS
 from npmeta.cli.runs import Run
 from tests.test_cli import QUICK, fails, npmeta_run
 from tests.test_tasks_omniglot import REAL, files, write_folder, write_zip
@@ -175,7 +175,7 @@ def test_the_picture_shows_the_task(place):
     tasks = run.config.tasks()
     algorithm = run.config.algorithm(tasks.n_in, tasks.n_out)
     params = run.load().params
-    figure = plots.drawings(algorithm, params, tasks, steps=1, seed=4)
+    figure = plots.drawings(algorithm, params, tasks, steps=(0, 1), seed=4)
     batch = tasks.sample(4, 1, 1, split="test")
     o = algorithm.predict(params, batch.support_x, batch.support_y, batch.query_x, steps=1)[0]
     axes = np.array(figure.axes).reshape(3, 3)

@@ -1,5 +1,6 @@
 """Options, presets, and the file that records them."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -8,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.cli.config import Config
-from npmeta.cli.options import PRESETS, TASKS, preset
-from npmeta.cli.registry import OPTIONS
+from npmeta.algorithms.registry import ALGORITHMS
+from npmeta.tasks.registry import KINDS, PRESETS, preset
+from npmeta.training.config import Config
+from npmeta.training.options import options_of
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_the_file_reads_back_as_the_same_configuration(task, tmp_path):
     config = Config(task, {"inner_lr": [0.1, 0.0], "activation": "tanh", "clip": 10, "hidden": []})
     path = tmp_path / "config.toml"
@@ -54,11 +56,11 @@ def test_presets_are_valid(name):
 
 
 def test_every_option_has_help_and_a_default_that_passes_its_own_check():
-    for option in OPTIONS:
-        assert option.help
-        for task in TASKS:
-            if option.for_task(task) and option.default_for(task) is not None:
-                option.check(option.default_for(task))
+    for task, algorithm in itertools.product(KINDS, ALGORITHMS):
+        for option in options_of(task, algorithm):
+            assert option.help
+            if option.default is not None:
+                option.check(option.default)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_data_must_be_named_and_must_be_the_recorded_one(tmp_path):
         config.tasks()
 
 
-@pytest.mark.parametrize("task", ["sinusoid", "omniglot", "table"])
+@pytest.mark.parametrize("task", KINDS)
 def test_without_a_reader_of_toml_what_npmeta_writes_is_read(task, tmp_path, monkeypatch):
     """As on Python 3.10 after ``pip install npmeta`` alone."""
     data = {"data": 'a "file" #1 = \\ größe\x7f.csv'}

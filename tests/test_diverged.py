@@ -9,12 +9,12 @@ import pytest
 import npmeta as nm
 from npmeta._support.validation import DivergedError
 from npmeta.algorithms import Scores
-from npmeta.cli.config import Config
+from npmeta.algorithms.registry import ALGORITHMS
 from npmeta.cli.main import main
-from npmeta.cli.registry import ALGORITHMS
 from npmeta.estimators import MetaEstimator
 from npmeta.network.losses import LOSSES, accuracy
 from npmeta.tasks import Encoding
+from npmeta.training.config import Config
 from npmeta.training.parallel import Sharded
 
 CLASSIFIERS = [name for name, entry in ALGORITHMS.items() if "omniglot" in entry.tasks]

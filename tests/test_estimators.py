@@ -7,7 +7,7 @@ import pytest
 
 import npmeta as nm
 from npmeta.algorithms import CAVIA
-from npmeta.cli.registry import ALGORITHMS
+from npmeta.algorithms.registry import ALGORITHMS
 from npmeta.estimators import AdaptedEstimator, MetaEstimator, NotFittedError
 from npmeta.estimators.conventions import tags
 from npmeta.estimators.tables import of_table

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import npmeta as nm
+from npmeta.algorithms.registry import ALGORITHMS as REGISTRY
 from npmeta.cli.main import main
-from npmeta.cli.registry import ALGORITHMS as REGISTRY
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.losses import LOSSES
 from npmeta.network.normalisation import NORMS

@@ -6,7 +6,7 @@ import pytest
 import npmeta as nm
 from npmeta.algorithms import IMAML
 from npmeta.algorithms.imaml import conjugate_gradients
-from npmeta.cli.config import Config
+from npmeta.training.config import Config
 from tests.algorithms import one_by_one
 from tests.helpers import Problem, assert_close, complex_step_hvp, problem, relative_error
 

@@ -5,7 +5,7 @@ import pytest
 
 import npmeta as nm
 from npmeta.algorithms import MAMLPlusPlus
-from npmeta.cli.config import Config
+from npmeta.training.config import Config
 from npmeta.training.parallel import Sharded
 from tests.algorithms import TIGHT, by_complex_step, one_by_one, with_noise
 from tests.helpers import assert_close, problem

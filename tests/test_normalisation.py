@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.cli.config import Config
 from npmeta.cli.main import main
-from npmeta.cli.options import preset
 from npmeta.cli.runs import Run
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.normalisation import EPS, NORMS
 from npmeta.network.parts import PreActivation, pre_activation
 from npmeta.network.weights import flatten
+from npmeta.tasks.registry import preset
+from npmeta.training.config import Config
 from npmeta.verification.doctor.files import load_answers, load_problem, save_problem
 from npmeta.verification.oracles import references as oracle
 from tests.helpers import SMOOTH, H, Problem, assert_close, complex_step_hvp, problem, step_sizes

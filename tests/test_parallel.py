@@ -18,7 +18,7 @@ import npmeta as nm
 from npmeta._support import blas as _blas
 from npmeta.cli.main import main
 from npmeta.cli.runs import Run
-from npmeta.training import parallel
+from npmeta.training import parallel, runners, shared_memory
 from npmeta.training import pool as crew
 from npmeta.training.parallel import Deferred, Sharded, default_shard_size
 from tests.shards import Deadly, Means, Picky, Slow, digest, numbered
@@ -178,7 +178,7 @@ def test_an_algorithm_of_any_kind(pools):
 def test_pipes_do_where_there_is_no_shared_memory(monkeypatch):
     batch = WAVES.sample(seed=0, iteration=3, n_tasks=23)
     expected = digest(Sharded(MAML, 4).meta_gradient(PARAMS, batch))
-    monkeypatch.setattr(crew._Segment, "new", lambda size: None)
+    monkeypatch.setattr(shared_memory.Segment, "new", lambda size: None)
     with Sharded(MAML, 4, workers=2) as sharded:
         assert digest(sharded.meta_gradient(PARAMS, batch)) == expected
 
@@ -190,15 +190,17 @@ def test_what_stays_the_same_goes_through_shared_memory_once(monkeypatch):
         made.append(size)
         return new(size)
 
-    new = crew._Segment.new
-    monkeypatch.setattr(crew._Segment, "new", recorded)
+    new = shared_memory.Segment.new
+    monkeypatch.setattr(shared_memory.Segment, "new", recorded)
     batch, other = numbered(23, n_in=1), numbered(22, n_in=1)
     data = sum(array.nbytes for array in parallel._sets(batch))
     with Sharded(MAML, 4, workers=2) as sharded:
         outs = [sharded.meta_gradient(PARAMS, batch) for _ in range(3)]
-        n_exchanged = 7 * crew._Exchange.size(crew._layout(PARAMS), 0)  # parameters and six slots
+        n_exchanged = 7 * shared_memory.Exchange.size(
+            shared_memory.layout_of(PARAMS), 0
+        )  # parameters and six slots
         assert made[1:] == [n_exchanged]
-        assert data <= made[0] < data + 4 * crew.ALIGNMENT
+        assert data <= made[0] < data + 4 * shared_memory.ALIGNMENT
         sharded.meta_gradient(PARAMS, other)
         assert len(made) == 3  # other data, in as many shards
     assert len({digest(out)[0] for out in outs}) == 1
@@ -258,11 +260,11 @@ def test_workers_are_left_out_for_a_while_if_they_cost_more(monkeypatch, pays):
     monkeypatch.setattr(sharded._runner, "_crew", fake)
     outs = {
         digest(sharded.meta_gradient(PARAMS, batch))[0]
-        for _ in range(1 + parallel.TRIALS + parallel.HOLD + 3)
+        for _ in range(1 + runners.TRIALS + runners.HOLD + 3)
     }
     assert len(outs) == 1
-    n_alone = 0 if pays else parallel.HOLD
-    assert len(calls) == 1 + parallel.TRIALS + parallel.HOLD + 3 - n_alone
+    n_alone = 0 if pays else runners.HOLD
+    assert len(calls) == 1 + runners.TRIALS + runners.HOLD + 3 - n_alone
 
 
 def test_threads_wait_for_each_other(monkeypatch):
@@ -346,7 +348,7 @@ def test_threads_are_given_back_by_the_last_that_leaves(monkeypatch):
 
 
 def test_a_worker_computes_where_blas_cannot_be_told(monkeypatch):
-    monkeypatch.setattr(parallel, "can_be_one_thread", lambda: False)
+    monkeypatch.setattr(runners, "can_be_one_thread", lambda: False)
     batch = WAVES.sample(0, 0, 8)
     with Sharded(MAML, 4) as sharded:
         out = sharded.meta_gradient(PARAMS, batch)
@@ -588,7 +590,7 @@ def test_a_pool_of_processes_that_breaks_is_named(tmp_path):
 
 def test_an_algorithm_goes_to_each_process_once(monkeypatch):
     sent = []
-    monkeypatch.setattr(parallel, "pickled", lambda work: sent.append(work) or crew.pickled(work))
+    monkeypatch.setattr(runners, "pickled", lambda work: sent.append(work) or crew.pickled(work))
     with (
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
         Sharded(MAML, 4, executor=pool) as sharded,
@@ -596,7 +598,7 @@ def test_an_algorithm_goes_to_each_process_once(monkeypatch):
         for iteration in range(3):
             sharded.meta_gradient(PARAMS, Deferred(WAVES, 0, iteration, 10))
         assert len(sent) == 1
-    assert sharded._runner._key not in parallel._KNOWN
+    assert sharded._runner._key not in runners._KNOWN
 
 
 def test_dask(tmp_path):

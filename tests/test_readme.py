@@ -28,13 +28,13 @@ def test_every_file_it_points_to_is_there():
 
 
 def test_every_command_is_one_that_the_command_line_knows():
-    from npmeta.cli.main import _make_parser
+    from npmeta.cli.parser import make_parser
 
     lines = re.findall(r"npmeta ((?:train|evaluate|adapt|plot).*?)(?:#.*)?$", TEXT, re.MULTILINE)
     lines = [line.strip() for line in lines if "--resume`" not in line]
     assert len(lines) >= 4
     for line in lines:
-        _make_parser().parse_args(line.split())
+        make_parser().parse_args(line.split())
 
 
 def test_it_names_every_activation():

@@ -2,15 +2,23 @@
 
 import itertools
 from dataclasses import replace
+from inspect import Parameter
 
 import numpy as np
 import pytest
 
-from npmeta.cli.config import Config
+from npmeta._support.options import parameters
+from npmeta.algorithms.registry import ALGORITHMS
+from npmeta.bilevel import optimizers
+from npmeta.cli import plots
 from npmeta.cli.main import main
-from npmeta.cli.options import TASKS
-from npmeta.cli.registry import ALGORITHMS, OPTIONS, options_of
 from npmeta.cli.runs import Run
+from npmeta.network.mlp import MLP
+from npmeta.tasks import Sinusoid
+from npmeta.tasks.registry import KINDS, Kind, kind_of
+from npmeta.training.config import Config
+from npmeta.training.loop import meta_train
+from npmeta.training.options import OPTIONS, options_of
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
@@ -35,24 +43,96 @@ def test_defaults_pass_their_own_checks(name):
 
 @every_algorithm
 def test_own_defaults_are_of_options_that_it_has(name):
-    assert set(ALGORITHMS[name].defaults) <= {option.name for option in options_of(name)}
-    assert set(ALGORITHMS[name].tasks) <= set(TASKS)
+    entry = ALGORITHMS[name]
+    assert set(entry.tasks) <= set(KINDS)
+    for task in entry.tasks:
+        assert set(entry.defaults) <= {option.name for option in options_of(task, name)}
 
 
 def test_options_of_one_name_agree_in_all_but_default_and_help():
     """One flag of the command line stands for all of them."""
     union = {option.name: option for option in OPTIONS}
     assert len(union) == len(OPTIONS)
-    for name, option in itertools.chain(*([(n, o) for o in options_of(n)] for n in ALGORITHMS)):
-        flag = union[option.name]
-        for field in ("section", "kind", "low", "high", "exclusive", "choices", "length"):
-            assert getattr(option, field) == getattr(flag, field), f"{name}: {option.name} {field}"
+    for task, name in itertools.product(KINDS, ALGORITHMS):
+        for option in options_of(task, name):
+            flag = union[option.name]
+            for field in ("section", "kind", "low", "high", "exclusive", "choices", "length"):
+                assert getattr(option, field) == getattr(flag, field), f"{name}: {option.name} {field}"
 
 
 def test_sections_of_the_file_are_in_one_piece():
-    for name in ALGORITHMS:
-        sections = [section for section, _ in itertools.groupby(o.section for o in options_of(name))]
+    for task, name in itertools.product(KINDS, ALGORITHMS):
+        options = options_of(task, name)
+        sections = [section for section, _ in itertools.groupby(o.section for o in options)]
         assert len(sections) == len(set(sections))
+        assert len(options) == len({option.name for option in options})
+
+
+@pytest.mark.parametrize("entry", [*KINDS.values(), *ALGORITHMS.values()], ids=lambda e: e.name)
+def test_a_default_stands_in_one_place(entry):
+    """An argument of a constructor has the constructor's; to declare another beside it is refused."""
+    construct = entry.sampler if isinstance(entry, Kind) else entry.construct
+    own = {name: p.default for name, p in parameters(construct).items()}
+    for declared, option in zip(entry.declared, entry.options, strict=True):
+        default = own.get(option.argument)
+        if default not in (None, Parameter.empty):
+            assert declared.default is ...
+            assert option.default == (list(default) if isinstance(default, tuple) else default)
+            with pytest.raises(ValueError, match=f"has a default of {option.name}, so declare none"):
+                replace(declared, default=default).of(construct)
+
+
+def test_names_stand_for_what_constructors_take_when_none_is_given():
+    config = Config("sinusoid")
+    assert config["activation"] == [f.name for f in MLP([1, 2, 1]).activations]
+    assert config["norm"] == str(MLP([1, 2, 1]).norm).lower()
+    algorithm = config.algorithm(1, 1)
+    params = algorithm.init(0)
+    step = next(meta_train(algorithm, params, Sinusoid(), iterations=1))
+    assert set(step.state) == set(optimizers.get(config["optimizer"]).init(params))
+    assert step.lr == config["outer_lr"] * config.schedule()(0)
+
+
+@every_algorithm
+def test_no_default_repeats_what_would_hold_without_it(name):
+    entry = ALGORITHMS[name]
+    for option, default in entry.defaults.items():
+        others = {key: value for key, value in entry.defaults.items() if key != option}
+        without = replace(entry, defaults=others)
+        by_task = default if isinstance(default, dict) else dict.fromkeys(entry.tasks, default)
+        differs = {task: default_of(without, task, option) != value for task, value in by_task.items()}
+        # A mapping names the tasks that it is for; a value is for all, and needed on some.
+        assert (all if isinstance(default, dict) else any)(differs.values()), (option, differs)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_no_default_of_a_kind_repeats_what_would_hold_without_it(kind, monkeypatch):
+    for option, value in kind.defaults.items():
+        others = {key: value for key, value in kind.defaults.items() if key != option}
+        monkeypatch.setitem(KINDS, kind.name, replace(kind, defaults=others))
+        assert default_of(ALGORITHMS["maml"], kind.name, option) != value
+
+
+def default_of(entry, task, name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ALGORITHMS, entry.name, entry)
+        return next(o.default for o in options_of(task, entry.name) if o.name == name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_has_what_its_fields_say(name):
+    kind = KINDS[name]
+    assert set(kind.defaults).isdisjoint(option.name for option in kind.options)
+    assert kind.picture in ("", *plots.__all__)
+    # Every argument of the sampler is an option of runs, but for the encoding of other data.
+    assert {option.argument for option in kind.options} - {"checksum"} == set(
+        parameters(kind.sampler)
+    ) - {"encoding"}
+
+
+def test_a_sampler_of_ones_own_counts_as_a_table():
+    assert kind_of(Sinusoid()) is KINDS["sinusoid"]
+    assert kind_of(object()) is KINDS["table"]
 
 
 @every_algorithm
@@ -136,7 +216,9 @@ def test_list_names_everything(capsys):
         assert f" {name} " in out
         assert entry.summary in out
         assert entry.paper in out
-    for word in (*TASKS, "paper", "relu", "cross_entropy"):
+    for kind in KINDS.values():
+        assert kind.summary in out
+    for word in (*KINDS, "paper", "relu", "cross_entropy"):
         assert word in out
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from npmeta._support import files as _files
 from npmeta._support.files import write_atomically
-from npmeta.cli.config import Config
 from npmeta.cli.runs import COLUMNS, Checkpoint, Run, TakenError, is_free, locked, new_run
 from npmeta.tasks import Encoding
+from npmeta.training.config import Config
 
 
 def checkpoint(iteration, dtype=np.float32):

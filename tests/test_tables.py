@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.papers import TABLES
 from benchmarks.tables import _ours, interval, main
-from npmeta.cli.config import Config
 from npmeta.cli.progress import Progress
+from npmeta.training.config import Config
 from tests.test_tasks_omniglot import REAL
 
 

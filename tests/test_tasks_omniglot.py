@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npmeta as nm
-from npmeta.cli.config import Config
 from npmeta.tasks import Omniglot, drawings, read_image
 from npmeta.tasks.checks import check_fractions
-from npmeta.tasks.draws import SPLITS, distinct, split_up
+from npmeta.tasks.draws import SPLITS
 from npmeta.tasks.framing import aligned
+from npmeta.training.config import Config
 
 Image = pytest.importorskip("PIL.Image", reason="reading drawings needs pillow")
 
@@ -114,73 +114,6 @@ def name_of(character: int, turns: int) -> str:
 
 
 # --- what samplers of a data set share ----------------------------------------------------------------
-
-
-@given(st.data(), st.integers(1, 40))
-def test_distinct_is_drawing_without_replacement(data, n):
-    k = data.draw(st.integers(1, n))
-    below_1 = st.floats(0, 1, exclude_max=True)
-    u = data.draw(st.lists(below_1, min_size=k, max_size=k))
-    left, expected = list(range(n)), []
-    for i, number in enumerate(u):
-        expected.append(left.pop(int(number * (n - i))))
-    assert distinct(np.array(u), n).tolist() == expected
-
-
-def test_distinct_gives_every_ordered_choice_its_share():
-    # One u in the middle of each of the 5·4·3 cells of equal volume.
-    u = np.array([[(a + 0.5) / 5, (b + 0.5) / 4, (c + 0.5) / 3] for a, b, c in np.ndindex(5, 4, 3)])
-    drawn = map(tuple, distinct(u, 5).tolist())
-    assert sorted(drawn) == sorted(itertools.permutations(range(5), 3))
-
-
-def test_distinct_takes_another_n_for_every_row():
-    u = np.random.default_rng(0).random((50, 4, 3))
-    n = np.random.default_rng(1).integers(3, 9, (50, 4))
-    drawn = distinct(u, n)
-    for i in np.ndindex(50, 4):
-        assert drawn[i].tolist() == distinct(u[i], n[i]).tolist()
-
-
-def test_distinct_stays_below_n_for_the_largest_uniform_number():
-    for n in (1, 3, 10, 964, 3856, 2**31 - 1, 2**52 - 1):
-        assert distinct(np.full(1, 1 - 2.0**-53), n).tolist() == [n - 1]
-
-
-@given(st.integers(3, 300), st.integers(0, 10), st.integers(0, 10), uint64)
-def test_split_up_divides_everything_by_the_shares(n, validation, test, seed):
-    shares = np.array([20 - validation - test, validation, test]) / 20
-    if not shares.any():
-        return
-    parts = split_up(n, shares, seed, "things")
-    assert list(parts) == list(SPLITS)
-    assert sorted(np.concatenate(list(parts.values()))) == list(range(n))
-    for share, part in zip(shares, parts.values(), strict=True):
-        assert list(part) == sorted(part)
-        assert len(part) == 0 if share == 0 else len(part) >= 1
-        assert abs(len(part) - share * n) < (1 if n >= 60 else 3)
-    again = split_up(n, shares, seed, "things")
-    assert all(np.array_equal(parts[split], again[split]) for split in SPLITS)
-
-
-def test_split_up_is_another_for_another_seed():
-    halves = [tuple(split_up(100, (0.5, 0.5, 0), seed, "things")["train"]) for seed in range(20)]
-    assert len(set(halves)) == 20
-    # A number is in the first half of half of the splits.
-    share = np.bincount(
-        np.concatenate([split_up(10, (0.5, 0.5, 0), seed, "things")["train"] for seed in range(1000)])
-    )
-    assert np.abs(share / 1000 - 0.5).max() < 5 * 0.5 / np.sqrt(1000)
-
-
-def test_split_up_refuses_too_few():
-    with pytest.raises(ValueError, match=r"^too few things for 3 splits: 2$"):
-        split_up(2, (0.8, 0.1, 0.1), 0, "things")
-    assert {s: len(p) for s, p in split_up(3, (0.8, 0.1, 0.1), 0, "things").items()} == {
-        "train": 1,
-        "validation": 1,
-        "test": 1,
-    }
 
 
 def test_a_folder_of_too_many_bytes_is_refused(tmp_path, contents, monkeypatch):
@@ -784,25 +717,6 @@ def test_aligned_drawings(archive, tasks, tmp_path, contents):
 # --- drawings of one's own ----------------------------------------------------------------------------
 
 
-def drawing(height: int = 56, width: int = 56) -> np.ndarray:
-    """A thick asymmetric L of ink."""
-    ink = np.zeros((height, width), bool)
-    ink[height // 7 : -height // 7, width // 4 : width // 4 + 6] = True
-    ink[-height // 7 - 6 : -height // 7, width // 4 : -width // 4] = True
-    return ink
-
-
-@pytest.fixture
-def picture(tmp_path):
-    def write(array: np.ndarray, mode: str | None = None) -> Path:
-        path = tmp_path / "picture.png"
-        image = Image.fromarray(array)
-        (image if mode is None else image.convert(mode)).save(path)
-        return path
-
-    return write
-
-
 def test_a_drawing_of_the_archive_reads_as_it_is_sampled(tmp_path, tasks, contents):
     path = tmp_path / "one.png"
     path.write_bytes(contents["images_background/Greek/character02/0008_03.png"])
@@ -810,75 +724,6 @@ def test_a_drawing_of_the_archive_reads_as_it_is_sampled(tmp_path, tasks, conten
     assert x.shape == (784,)
     assert x.dtype == np.float32
     assert which(x) == (8, 2, 0)
-
-
-def test_ink_is_1_on_either_ground(picture):
-    ink = drawing()
-    expected = drawings._resize(255.0 * ink).ravel() / np.float32(255)
-    for paper, pen in ((255, 0), (0, 255), (230, 20), (200, 90), (30, 240), (100, 101)):
-        gray = np.where(ink, pen, paper).astype(np.uint8)
-        np.testing.assert_array_equal(read_image(picture(gray)), expected)
-    for mode in ("1", "RGB", "P"):
-        page = np.where(ink, 0, 255).astype(np.uint8)
-        np.testing.assert_array_equal(read_image(picture(page, mode)), expected)
-
-
-def test_transparency_is_white_paper(picture):
-    ink = drawing()
-    expected = drawings._resize(255.0 * ink).ravel() / np.float32(255)
-    rgba = np.zeros((56, 56, 4), np.uint8)  # black everywhere, visible where there is ink
-    rgba[..., 3] = 255 * ink
-    np.testing.assert_array_equal(read_image(picture(rgba)), expected)
-    la = np.stack([np.zeros((56, 56), np.uint8), 255 * ink.astype(np.uint8)], -1)
-    np.testing.assert_array_equal(read_image(picture(la)), expected)
-
-
-def test_sixteen_bits_are_not_clipped(picture):
-    ink = drawing()
-    half = np.where(np.arange(56) < 28, 20000, 40000)  # ink of two darknesses
-    gray = np.where(ink, half, 60000).astype(np.uint16)
-    x = read_image(picture(gray)).reshape(28, 28)
-    assert x.max() == 1
-    levels = {round(float(v), 2) for v in x.ravel() if v > 0}
-    assert {1.0, 0.5} <= levels
-    assert max(levels - {1.0}) < 0.8
-    expected = np.rint(gray / 65535 * 255)
-    np.testing.assert_array_equal(drawings._decode(picture(gray), ""), expected)
-
-
-def test_grey_is_kept(picture):
-    gray = np.full((56, 56), 250, np.uint8)
-    gray[10:20, 10:20] = 50
-    gray[30:40, 30:40] = 150
-    gray[50:] = 255  # lighter than paper
-    x = read_image(picture(gray)).reshape(28, 28)
-    assert x[5, 5] == 1
-    assert x[15, 15] == np.float32(128 / 255)  # 100 of 200 levels, to the nearest of 255
-    assert x[0, 0] == x[27, 0] == 0
-
-
-def test_a_picture_is_made_square_with_paper(picture):
-    ink = np.zeros((28, 56), bool)
-    ink[:, 10:14] = True
-    for paper, pen in ((255, 0), (0, 255)):
-        x = read_image(picture(np.where(ink, pen, paper).astype(np.uint8))).reshape(28, 28)
-        expected = np.zeros((28, 28))
-        expected[7:21, 5:7] = 1
-        np.testing.assert_array_equal(x, expected)
-        x = read_image(picture(np.where(ink.T, pen, paper).astype(np.uint8))).reshape(28, 28)
-        np.testing.assert_array_equal(x, expected.T)
-
-
-def test_pictures_that_cannot_be_read(tmp_path, picture):
-    with pytest.raises(ValueError, match=r"^no such file or folder: nowhere\.png$"):
-        read_image("nowhere.png")
-    with pytest.raises(ValueError, match="is a folder, an image file is expected"):
-        read_image(tmp_path)
-    (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.png cannot be read as an image: "):
-        read_image(tmp_path / "text.png")
-    with pytest.raises(ValueError, match="holds a single colour and no drawing"):
-        read_image(picture(np.full((50, 50), 255, np.uint8)))
 
 
 # --- the real archive ---------------------------------------------------------------------------------
@@ -964,12 +809,6 @@ def test_what_is_called_png_and_is_another_format_starts_no_program(tmp_path, mo
         read_image(file)
     with pytest.raises(ValueError, match=r"0001_01\.png in .* cannot be read as an image"):
         Omniglot(tmp_path)
-
-
-def test_the_size_of_an_image_is_looked_at_before_its_pixels(tmp_path):
-    Image.new("1", (5000, 3)).save(tmp_path / "wide.png")
-    with pytest.raises(ValueError, match=r"wide\.png cannot be read as an image: \(5000, 3\) pixels"):
-        read_image(tmp_path / "wide.png")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")

@@ -5,7 +5,7 @@ import pytest
 
 from npmeta import MAML
 from npmeta.algorithms import MetaSGD, anil, boil, fomaml, lslr
-from npmeta.cli.config import Config
+from npmeta.training.config import Config
 from tests.helpers import assert_close, problem
 
 

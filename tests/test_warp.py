@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 import npmeta as nm
 from npmeta.algorithms import Warp
-from npmeta.cli.config import Config
 from npmeta.network.activations import ACTIVATIONS
+from npmeta.training.config import Config
 from npmeta.verification import FAULTS, Doctor
 from npmeta.verification.oracles import references as oracle
 from tests.algorithms import TIGHT, by_complex_step, with_noise

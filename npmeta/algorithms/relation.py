@@ -13,7 +13,10 @@ from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, 
 from npmeta.network import losses
 from npmeta.network.mlp import MLP
 
-__all__ = ["RelationNetwork"]
+__all__ = ["HIDDEN", "RelationNetwork"]
+
+#: Widths of the hidden layers of the second network, where none is given.
+HIDDEN = (128, 64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class RelationNetwork(Episodic):
             raise ValueError("a relation network needs a model, whose outputs it joins")
         check_model(self.model, self.ways)
         d = self.model.widths[-1]
-        module = MLP([2 * d, 128, 64, 1]) if self.relation is None else self.relation
+        module = MLP([2 * d, *HIDDEN, 1]) if self.relation is None else self.relation
         check_network(module, "relation")
         if (module.widths[0], module.widths[-1]) != (2 * d, 1):
             raise ValueError(

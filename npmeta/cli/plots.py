@@ -139,13 +139,14 @@ def drawings(
     params: Mapping[str, Array],
     tasks: Omniglot,
     *,
-    steps: int,
+    steps: Sequence[int | None],
     split: str = "test",
     seed: int = 0,
 ) -> Figure:
-    """One fresh task: a row a class, support drawings, then queries and what they are taken for."""
+    """One fresh task: a row a class, support drawings, then queries and what they are taken for after
+    the last of ``steps``."""
     batch = tasks.sample(seed, 1, 1, split=split)
-    o = algorithm.predict(params, batch.support_x, batch.support_y, batch.query_x, steps=steps)
+    o = algorithm.predict(params, batch.support_x, batch.support_y, batch.query_x, steps=steps[-1])
     guess = np.where(np.isfinite(o[0]).all(-1), o[0].argmax(-1), -1)  # −1: diverged, no answer
     n_shown = min(tasks.queries, 8)
     n_columns = tasks.shots + n_shown
@@ -291,12 +292,7 @@ def remainders(reports: Mapping[str, Report]) -> Figure:
             ax.loglog(h, remainder[1] * (h / h[1]) ** slope, ":", color=colour, lw=1)
             place = (h[9], remainder[1] * (h[9] / h[1]) ** slope)
             ax.annotate(
-                f"slope {slope}",
-                place,
-                (-6, 4),
-                textcoords="offset points",
-                color=colour,
-                ha="right",
+                f"slope {slope}", place, (-6, 4), textcoords="offset points", color=colour, ha="right"
             )
         # The dotted lines go on below what rounding leaves.
         lowest = min(curve[curve > 0].min() for key, curve in report.curves.items() if key != "h")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Any, TextIO
 
 from npmeta._support.output import Lasting
@@ -45,10 +44,7 @@ class Progress:
         try:
             from tqdm import tqdm
         except ImportError:
-            print(
-                "(for a bar, the extra npmeta[progress]: pip install tqdm)",
-                file=self.stream,
-            )
+            print("(for a bar, the extra npmeta[progress]: pip install tqdm)", file=self.stream)
             return None
         return tqdm(
             total=self.total,
@@ -87,12 +83,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from npmeta._support.validation import Array
 from npmeta.algorithms import Scores
-from npmeta.cli.options import SIZES
 from npmeta.cli.runs import Run
+from npmeta.tasks.registry import SIZES
 
 __all__ = ["score_json", "score_table"]
 

@@ -10,13 +10,15 @@ from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, lookup
 from npmeta.algorithms import MetaLearner
+from npmeta.algorithms.registry import DEFAULT
 from npmeta.bilevel import optimizers
-from npmeta.cli.config import Config
 from npmeta.estimators.adapted import STREAMS, AdaptedEstimator
 from npmeta.estimators.conventions import Parameters, column_names, tags
 from npmeta.estimators.tables import of_distribution, of_table
 from npmeta.network import losses
-from npmeta.tasks import Encoding, Omniglot, Sinusoid
+from npmeta.tasks import Encoding
+from npmeta.tasks.registry import TABLE, kind_of
+from npmeta.training.config import Config
 from npmeta.training.loop import Sampler, meta_train
 
 __all__ = ["MetaEstimator"]
@@ -33,7 +35,7 @@ class MetaEstimator(Parameters):
     Parameters
     ----------
     algorithm : str
-        A name of :data:`npmeta.cli.registry.ALGORITHMS`.
+        A name of :data:`npmeta.algorithms.registry.ALGORITHMS`.
     hidden, inner_lr, inner_steps, eval_steps, iterations, shots, queries : optional
         Options of these names, as on the command line (``npmeta list NAME``); by default the
         algorithm's own for the kind of tasks. ``eval_steps`` are the inner steps of :meth:`adapt`;
@@ -74,7 +76,7 @@ class MetaEstimator(Parameters):
 
     def __init__(
         self,
-        algorithm: str = "maml",
+        algorithm: str = DEFAULT,
         *,
         hidden: Sequence[int] | None = None,
         inner_lr: float | Sequence[float] | None = None,
@@ -133,13 +135,12 @@ class MetaEstimator(Parameters):
                 raise ValueError("a task distribution brings its own y and groups")
             if self.shots is not None or self.queries is not None:
                 raise ValueError("shots and queries are for tables; a task distribution has its own")
-            known = {Sinusoid: "sinusoid", Omniglot: "omniglot"}
-            config = self._config(known.get(type(tasks), "table"), seed)
+            config = self._config(kind_of(tasks).name, seed)
             first = tasks.sample(config["seed"], 0, 1)
             encoding, classes, n_out = of_distribution(tasks, first)
             names = encoding.features if hasattr(tasks, "encoding") else None
         else:
-            config = self._config("table", seed)
+            config = self._config(TABLE.name, seed)
             tasks, encoding, classes = of_table(tasks, y, groups, config)
             n_out, names = 1 if classes is None else len(classes), column_names(X)
         if config["loss"] is None:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array
-from npmeta.cli.config import Config
 from npmeta.estimators.conventions import as_column, as_rows, column_names
 from npmeta.tasks import Encoding, TaskBatch
 from npmeta.tasks.draws import uniforms
 from npmeta.tasks.groups import Groups, warn_of_skipped
+from npmeta.training.config import Config
 
 __all__ = ["of_distribution", "of_table"]
 

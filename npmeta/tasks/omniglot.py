@@ -14,7 +14,10 @@ from npmeta.tasks.drawings import SIDE, load
 from npmeta.tasks.draws import SPLITS, distinct, split_up, uniforms
 from npmeta.tasks.framing import aligned, distorted
 
-__all__ = ["Omniglot"]
+__all__ = ["SPLIT_BY", "Omniglot"]
+
+#: What may be divided among the splits.
+SPLIT_BY = ("character", "alphabet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +109,7 @@ class Omniglot:
         check_counts(self, ways=2, shots=1, queries=1, split_seed=0)
         check_flag(self.rotations, "rotations")
         check_flag(self.align, "align")
-        lookup(self.split_by, {"character": 0, "alphabet": 1}, "split_by")
+        lookup(self.split_by, dict.fromkeys(SPLIT_BY), "split_by")
         object.__setattr__(self, "fractions", check_fractions(self.fractions))
         if not (np.isfinite(self.distort) and self.distort >= 0):
             raise ValueError(f"distort must be at least 0 and finite, got {self.distort}")
@@ -167,24 +170,13 @@ class Omniglot:
         return replace(self, path=path, fractions=(0.0, 0.0, 1.0))
 
     def sample(
-        self,
-        seed: int,
-        iteration: int,
-        n_tasks: int,
-        *,
-        start: int = 0,
-        split: str = "train",
+        self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
     ) -> TaskBatch:
         """Tasks ``start .. start + n_tasks - 1`` of an iteration; the same call, the same tasks.
 
         The classes of a task are distinct and in random order, and so are the drawings of a class.
 
-        Parameters
-        ----------
-        seed : int
-            0 to 2**64 - 1.
-        iteration, start, n_tasks : int
-        split : {"train", "validation", "test"}
+        Parameters are those of :meth:`npmeta.tasks.Sinusoid.sample`.
 
         Returns
         -------

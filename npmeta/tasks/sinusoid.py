@@ -64,13 +64,7 @@ class Sinusoid:
         object.__setattr__(self, "noise", noise)
 
     def sample(
-        self,
-        seed: int,
-        iteration: int,
-        n_tasks: int,
-        *,
-        start: int = 0,
-        split: str = "train",
+        self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
     ) -> TaskBatch:
         """Tasks ``start .. start + n_tasks - 1`` of an iteration; the same call, the same tasks.
 
@@ -92,14 +86,7 @@ class Sinusoid:
         return TaskBatch(x[:, :K], y[:, :K], x[:, K:], y[:, K:])
 
     def curves(
-        self,
-        x: Array,
-        seed: int,
-        iteration: int,
-        n_tasks: int,
-        *,
-        start: int = 0,
-        split: str = "train",
+        self, x: Array, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
     ) -> Array:
         """The noiseless functions behind the same tasks at ``x (n,)``: ``(n_tasks, n, 1)``."""
         A, f, p, *_ = self._draw(seed, iteration, n_tasks, start, split)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from npmeta._support.options import parameters
 from npmeta._support.validation import Array, check_flag, check_names, check_text, lookup, shown
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import PathLike, check_counts, check_fractions, existing
@@ -16,7 +17,10 @@ from npmeta.tasks.draws import split_up, uniforms
 from npmeta.tasks.encoding import Encoding
 from npmeta.tasks.groups import Groups, warn_of_skipped
 
-__all__ = ["Table", "read_rows"]
+__all__ = ["TARGET_KINDS", "Table", "read_rows"]
+
+#: What a target may be said to be.
+TARGET_KINDS = ("auto", "number", "class")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +124,7 @@ class Table:
         self._set(path=path, shots=shots, queries=queries, task=task, standardise=standardise)
         self._set(split_seed=split_seed, fractions=check_fractions(fractions))
         check_counts(self, shots=1, queries=1, split_seed=0)
-        lookup(kind, {"auto": 0, "number": 0, "class": 0}, "kind")
+        lookup(kind, dict.fromkeys(TARGET_KINDS), "kind")
         if encoding is not None:
             _check_agreement(encoding, features, target, kind)
             features, target, kind = encoding.features, encoding.target, encoding.kind
@@ -201,25 +205,14 @@ class Table:
         return replace(self, path=path, fractions=(0.0, 0.0, 1.0))
 
     def sample(
-        self,
-        seed: int,
-        iteration: int,
-        n_tasks: int,
-        *,
-        start: int = 0,
-        split: str = "train",
+        self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
     ) -> TaskBatch:
         """Tasks ``start .. start + n_tasks - 1`` of an iteration; the same call, the same tasks.
 
         Every task of the split is as likely as any other, whatever its number of rows, and may come
         more than once in a batch. The rows of a task are distinct.
 
-        Parameters
-        ----------
-        seed : int
-            0 to 2**64 - 1.
-        iteration, start, n_tasks : int
-        split : {"train", "validation", "test"}
+        Parameters are those of :meth:`npmeta.tasks.Sinusoid.sample`.
 
         Returns
         -------
@@ -300,11 +293,8 @@ def _check_agreement(
     encoding: Encoding, features: Sequence[str] | None, target: str, kind: str
 ) -> None:
     """Raise ValueError if an argument is neither left at its default nor the encoding's."""
-    for name, given, default in (
-        ("features", None if features is None else tuple(features), None),
-        ("target", target, "target"),
-        ("kind", kind, "auto"),
-    ):
+    features = None if features is None else tuple(features)
+    for name, given in (("features", features), ("target", target), ("kind", kind)):
         own = getattr(encoding, name)
-        if given not in (default, own):
+        if given not in (parameters(Table)[name].default, own):
             raise ValueError(f"{name} must be the encoding's, {own!r}, got {given!r}")

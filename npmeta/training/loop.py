@@ -191,22 +191,31 @@ def meta_train(
     if schedule is not None:
         check_function(schedule, "schedule")
     optimizer = Adam() if optimizer is None else optimizer
-    if state is not None:
+    schedule = constant() if schedule is None else schedule
+    if state is None:
+        state = optimizer.init(params)
+    else:
         _check_state(optimizer.init(params), state)
-    return _steps(
-        algorithm,
-        tasks,
-        params,
-        iterations,
-        meta_batch,
-        float(outer_lr),
-        optimizer,
-        constant() if schedule is None else schedule,
-        clip,
-        seed,
-        state,
-        start,
-    )
+    tasks = _deferred(algorithm, tasks) or tasks
+
+    def steps(params: Mapping[str, Array], state: Mapping[str, Array]) -> Iterator[Step]:
+        for iteration in range(start, iterations):
+            batch = tasks.sample(seed, iteration, meta_batch)
+            with np.errstate(all="ignore"):  # overflow is reported once, below, and in words
+                out = form_at(algorithm, iteration).meta_gradient(params, batch)
+                grads, norm = clip_by_global_norm(out.grads, clip)
+            _check_finite(iteration, out, norm)
+            factor = as_number(schedule(iteration), "what schedule returns", "a finite number")
+            lr = float(outer_lr) * factor
+            with np.errstate(all="ignore"):
+                params, state = optimizer.update(params, grads, state, lr)
+            for name, array in (*params.items(), *state.items()):
+                if not np.isfinite(array).all():
+                    raise NonFiniteError(iteration, None, math.inf, f"{name} after the outer step")
+            report = {name: values.max().item() for name, values in out.by_task.items()}
+            yield Step(iteration + 1, out.loss, norm, lr, params, state, report)
+
+    return steps(params, state)
 
 
 def _check_state(expected: Mapping[str, Array], state: Mapping[str, Array]) -> None:
@@ -221,40 +230,6 @@ def _check_state(expected: Mapping[str, Array], state: Mapping[str, Array]) -> N
                 f"state {name!r} must have shape {array.shape} and dtype {array.dtype}, got "
                 f"{came.shape} and {came.dtype}"
             )
-
-
-def _steps(
-    algorithm: Algorithm,
-    tasks: Sampler,
-    params: Mapping[str, Array],
-    iterations: int,
-    meta_batch: int,
-    outer_lr: float,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    clip: float | None,
-    seed: int,
-    state: Mapping[str, Array] | None,
-    start: int,
-) -> Iterator[Step]:
-    """The iterator of :func:`meta_train`, whose arguments are checked before the first step."""
-    state = optimizer.init(params) if state is None else state
-    tasks = _deferred(algorithm, tasks) or tasks
-    for iteration in range(start, iterations):
-        batch = tasks.sample(seed, iteration, meta_batch)
-        with np.errstate(all="ignore"):  # overflow is reported once, below, and in words
-            out = form_at(algorithm, iteration).meta_gradient(params, batch)
-            grads, norm = clip_by_global_norm(out.grads, clip)
-        _check_finite(iteration, out, norm)
-        factor = as_number(schedule(iteration), "what schedule returns", "a finite number")
-        lr = outer_lr * factor
-        with np.errstate(all="ignore"):
-            params, state = optimizer.update(params, grads, state, lr)
-        for name, array in (*params.items(), *state.items()):
-            if not np.isfinite(array).all():
-                raise NonFiniteError(iteration, None, math.inf, f"{name} after the outer step")
-        report = {name: values.max().item() for name, values in out.by_task.items()}
-        yield Step(iteration + 1, out.loss, norm, lr, params, state, report)
 
 
 def _check_sampler(tasks: Sampler) -> None:
@@ -312,29 +287,18 @@ def evaluate(
     check_has(algorithm, "algorithm", "an algorithm", "evaluate")
     params = named(params)
     _check_sampler(tasks)
-    scores = _scores(algorithm, tasks, params, n_tasks, steps, split, seed)
+    deferred = _deferred(algorithm, tasks)
+    if deferred is not None:
+        scores = algorithm.evaluate(params, deferred.sample(seed, 0, n_tasks, split=split), steps)
+    else:
+        parts = []
+        for start in range(0, n_tasks, EVALUATION_BATCH):
+            n_drawn = min(EVALUATION_BATCH, n_tasks - start)
+            batch = tasks.sample(seed, 0, n_drawn, start=start, split=split)
+            with np.errstate(all="ignore"):  # a task that diverges shows in its scores
+                parts.append(algorithm.evaluate(params, batch, steps))
+        scores = Scores.join(parts)
     drawn: Any = tasks
     if not hasattr(drawn, "task_names"):
         return scores
     return replace(scores, names=drawn.names(seed, 0, n_tasks, split=split))
-
-
-def _scores(
-    algorithm: Algorithm,
-    tasks: Sampler,
-    params: Mapping[str, Array],
-    n_tasks: int,
-    steps: int | None,
-    split: str,
-    seed: int,
-) -> Scores:
-    deferred = _deferred(algorithm, tasks)
-    if deferred is not None:
-        return algorithm.evaluate(params, deferred.sample(seed, 0, n_tasks, split=split), steps)
-    parts = []
-    for start in range(0, n_tasks, EVALUATION_BATCH):
-        n_drawn = min(EVALUATION_BATCH, n_tasks - start)
-        batch = tasks.sample(seed, 0, n_drawn, start=start, split=split)
-        with np.errstate(all="ignore"):  # a task that diverges shows in its scores
-            parts.append(algorithm.evaluate(params, batch, steps))
-    return Scores.join(parts)

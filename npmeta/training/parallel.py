@@ -15,41 +15,28 @@ shard of tasks is five numbers. The algorithm and the sampler go to every worker
 
 from __future__ import annotations
 
-import os
-import pickle
-import statistics
 import threading
-import time
-import uuid
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npmeta._support.blas import can_be_one_thread, one_thread
 from npmeta._support.validation import Array, as_whole, check_has
 from npmeta.algorithms import MetaGradient, Scores
 from npmeta.algorithms.base import named
 from npmeta.tasks import TaskBatch
-from npmeta.training import loop as training
-from npmeta.training.loop import Algorithm, Sampler
-from npmeta.training.pool import Crew, Outcome, begins_anew_in_forks, pickled, portable
+from npmeta.training.loop import EVALUATION_BATCH, Algorithm, Sampler, form_at
+from npmeta.training.pool import begins_anew_in_forks
+from npmeta.training.runners import Foreign, OwnProcesses
+from npmeta.training.worker import Outcome
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Executor
 
 __all__ = ["Deferred", "Sharded", "default_shard_size"]
 
-#: Attempts at a shard through somebody else's executor.
-ATTEMPTS = 3
-
-#: The last calls are compared with their jobs' processor time; where workers have cost more, so many
-#: calls do without them.
-TRIALS, HOLD = 9, 500
 
 #: What a shard has by default: at least so many tasks, and at least so many parameters times tasks.
 LEAST_TASKS, LEAST_NUMBERS = 8, 2**17
@@ -77,7 +64,7 @@ def default_shard_size(n_tasks: int, n_params: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Deferred:
-    """Tasks that are yet to be drawn: what :class:`Sharded` takes for a batch.
+    """Tasks yet to be drawn: what :class:`Sharded` takes for a batch.
 
     Its attributes are the arguments of ``sampler.sample``.
     """
@@ -103,9 +90,6 @@ class _Deferring:
         self, seed: int, iteration: int, n_tasks: int, *, start: int = 0, split: str = "train"
     ) -> Any:
         return Deferred(self._sampler, seed, iteration, n_tasks, start, split)
-
-
-# --- one shard ------------------------------------------------------------------------------------
 
 
 class _Drawn(NamedTuple):
@@ -141,7 +125,7 @@ class _Work:
         return outcome
 
     def gradient(self, params: Mapping[str, Array], tasks: TaskBatch, iteration: int | None) -> Outcome:
-        form = self.algorithm if iteration is None else training.form_at(self.algorithm, iteration)
+        form = self.algorithm if iteration is None else form_at(self.algorithm, iteration)
         out = form.meta_gradient(params, tasks)
         return out.grads, replace(out, grads={})
 
@@ -241,7 +225,8 @@ class Sharded:
             check_has(executor, "executor", "an executor, or left out", "submit")
             if self.workers != 1:
                 raise ValueError("an executor has workers of its own; pass either workers or executor")
-        self._runner: _Own | _Foreign = _Own(self.workers) if executor is None else _Foreign(executor)
+        own = OwnProcesses(self.workers)
+        self._runner: OwnProcesses | Foreign = own if executor is None else Foreign(executor)
         self._work: _Work | None = None
         self._source: Sampler | TaskBatch | None = None
         self.begin_anew()
@@ -270,7 +255,7 @@ class Sharded:
         steps: int | None = None,
     ) -> Scores:
         """The scores of all tasks, in shards of ``npmeta.training.loop.EVALUATION_BATCH``."""
-        jobs = _jobs(tasks, training.EVALUATION_BATCH, "scores", steps)
+        jobs = _jobs(tasks, EVALUATION_BATCH, "scores", steps)
         with self._lock:
             work = self._work_on(tasks)
             outcomes = self._runner(work, _arrays(params), jobs, gradients=False)
@@ -287,12 +272,7 @@ class Sharded:
     def __enter__(self) -> Sharded:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _work_on(self, tasks: TaskBatch | Deferred) -> _Work:
@@ -313,148 +293,3 @@ def _sets(tasks: TaskBatch) -> tuple[Array, Array, Array, Array]:
 
 def _arrays(params: Mapping[str, Array] | ArrayLike) -> dict[str, Array]:
     return {name: np.asarray(array) for name, array in named(params).items()}
-
-
-# --- who computes them ----------------------------------------------------------------------------
-
-
-class _Own:
-    """This process alone, or worker processes, whichever takes less time."""
-
-    def __init__(self, n_workers: int) -> None:
-        self._n_workers = n_workers
-        self._crew = Crew(n_workers)
-        self._one_thread = can_be_one_thread()
-        self._times: deque[tuple[float, float]] = deque(maxlen=TRIALS)  # of a call; of its jobs
-        self._n_alone = 0
-        self._started = False
-
-    def __call__(
-        self, work: _Work, params: Mapping[str, Array], jobs: Sequence[_Job], *, gradients: bool
-    ) -> Sequence[Outcome]:
-        alone = self._n_workers == 1 or len(jobs) == 1 or (gradients and self._n_alone > 0)
-        # Where BLAS does not listen, a worker's, which was told before it began, takes its place.
-        if alone and self._one_thread:
-            self._n_alone -= gradients and len(jobs) > 1
-            with one_thread():
-                return [work(params, job) for job in jobs]
-        began = time.perf_counter()
-        outcomes, seconds = self._crew(work, params, jobs, gradients=gradients)
-        if gradients and not alone and self._started:
-            self._times.append((time.perf_counter() - began, seconds))
-            if len(self._times) == TRIALS:
-                shared, serial = map(statistics.median, zip(*self._times, strict=True))
-                if shared > serial:
-                    self._n_alone = HOLD
-                    self._times.clear()
-        self._started = True
-        return outcomes
-
-    def __str__(self) -> str:
-        return "this process" if self._n_workers == 1 else f"{self._n_workers} workers"
-
-    def close(self) -> None:
-        self._crew.close()
-
-
-#: Work by key, in a process that computes shards for an executor, and in this one.
-_KNOWN: dict[str, _Work] = {}
-
-#: What is kept there at most.
-MOST_KNOWN = 4
-
-
-def _remote(key: str, data: bytes | None, params: Mapping[str, Array], job: _Job) -> tuple[str, Any]:
-    """One shard, wherever the executor runs it; work that has not been here is asked for."""
-    work = _KNOWN.get(key)
-    if work is None:
-        if data is None:
-            return "unknown", None
-        work = pickle.loads(data)
-        for old in list(_KNOWN)[: 1 - MOST_KNOWN]:
-            _KNOWN.pop(old, None)
-        _KNOWN[key] = work
-    try:
-        with one_thread():
-            return "done", work(params, job)
-    except Exception as error:
-        return "failed", portable(error)
-
-
-class _Foreign:
-    """Somebody else's executor."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._process = os.getpid()
-        self._work: _Work | None = None
-        self._key, self._data = "", b""
-
-    def __call__(
-        self, work: _Work, params: Mapping[str, Array], jobs: Sequence[_Job], *, gradients: bool
-    ) -> Sequence[Outcome]:
-        if os.getpid() != self._process:  # where its threads are not, and it would wait for ever
-            raise RuntimeError(
-                f"{self} belongs to the process that this one was forked from; make an executor and a "
-                f"Sharded of this process's own"
-            )
-        if work is not self._work:
-            self.close()
-            self._work, self._key, self._data = work, uuid.uuid4().hex, b""
-            _KNOWN[self._key] = work  # threads, and forks to come, need not be sent it
-        done: dict[int, Outcome] = {}
-        lost: Exception | None = None
-        for _ in range(ATTEMPTS):
-            pending = [i for i in range(len(jobs)) if i not in done]
-            answers = self._ask(pending, None, params, jobs)
-            unknown = [i for i, (status, _) in answers.items() if status == "unknown"]
-            if unknown:
-                self._data = self._data or pickled(work)
-                answers |= self._ask(unknown, self._data, params, jobs)
-            for i, (status, value) in sorted(answers.items()):
-                if status == "failed":
-                    raise value
-                if status == "done":
-                    done[i] = value
-                else:
-                    lost = value
-            if len(done) == len(jobs):
-                return [done[i] for i in range(len(jobs))]
-        raise RuntimeError(
-            f"{self} lost {len(jobs) - len(done)} of {len(jobs)} shards in {ATTEMPTS} attempts: "
-            f"{type(lost).__name__}: {lost}"
-        ) from lost
-
-    def _ask(
-        self,
-        indices: Sequence[int],
-        data: bytes | None,
-        params: Mapping[str, Array],
-        jobs: Sequence[_Job],
-    ) -> dict[int, tuple[str, Any]]:
-        """What :func:`_remote` says of each job; "lost", with an error, where nothing comes back."""
-        answers: dict[int, tuple[str, Any]] = {}
-        futures: dict[int, Future[tuple[str, Any]]] = {}
-        try:
-            for i in indices:
-                try:
-                    futures[i] = self._executor.submit(_remote, self._key, data, params, jobs[i])
-                except Exception as error:
-                    answers[i] = "lost", error
-            for i, future in futures.items():
-                try:
-                    answers[i] = future.result()
-                except Exception as error:
-                    answers[i] = "lost", error
-        except BaseException:
-            for future in futures.values():
-                future.cancel()
-            raise
-        return answers
-
-    def __str__(self) -> str:
-        return type(self._executor).__name__
-
-    def close(self) -> None:
-        _KNOWN.pop(self._key, None)
-        self._work = None

@@ -5,73 +5,39 @@ many calls, the work, goes to a worker once: it is pickled, and its arrays lie i
 copy for all. Parameters and gradients lie in shared memory too, a slot for the gradient of each job.
 
 Messages are pipes, not semaphores. A semaphore would save some 40 µs a call, but whoever dies takes
-what it holds along, while a pipe has an end that both sides notice. Shared memory has no name, only
-descriptors that go through the pipes, so it is gone with the last process that has it, however that
-ends. Where descriptors cannot be passed (Windows), everything goes through the pipes.
+what it holds along, while a pipe has an end that both sides notice. Where there is no shared memory,
+everything goes through the pipes.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
 import os
 import pickle
 import signal
-import socket
 import sys
-import tempfile
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import current_process, get_context, process
-from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol
 from weakref import WeakSet
-
-import numpy as np
 
 from npmeta._support.blas import ONE_THREAD
 from npmeta._support.validation import Array
+from npmeta.training.shared_memory import Exchange, Segment, layout_of
+from npmeta.training.worker import NOT_FOR_WORKERS, Answer, Outcome, Work, serve
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-__all__ = [
-    "Crew",
-    "Outcome",
-    "Work",
-    "WorkersError",
-    "begins_anew_in_forks",
-    "pickled",
-    "portable",
-]
-
-#: What a job gives: arrays with the names, shapes and dtypes of the parameters, and something small.
-Outcome: TypeAlias = tuple[Mapping[str, Array], Any]
-
-#: What is done with parameters and one job.
-Work: TypeAlias = Callable[[Mapping[str, Array], Any], Outcome]
-
-#: What came of jobs, and the seconds they took: what a worker answers.
-_Answer: TypeAlias = tuple[list[tuple[Any, ...]], float]
+__all__ = ["Crew", "WorkersError", "begins_anew_in_forks", "pickled"]
 
 #: Deaths in one call after which it is given up; as many as there are workers, a request to terminate
 #: that goes to all processes may cost.
 MOST_DEATHS = 3
-
-#: Where an array may begin in shared memory: a multiple of a cache line.
-ALIGNMENT = 64
 
 #: Of the workers. What comes after the threads is for glibc: it would give the memory of large arrays
 #: back to the system and ask for it anew in every call, which takes as long as the arithmetic.
 ENVIRONMENT = ONE_THREAD | dict.fromkeys(
     ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**30)
 )
-
-#: Ctrl-C and a closed terminal reach all processes at once: what becomes of them, the parent decides.
-NOT_FOR_WORKERS = {signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])}
 
 #: Seconds that an idle worker has to end by itself.
 PATIENCE = 2.0
@@ -106,216 +72,6 @@ def _cannot_be_sent(error: Exception) -> ValueError:
     )
 
 
-# --- shared memory --------------------------------------------------------------------------------
-
-
-class _Form(NamedTuple):
-    """What an array is, without its numbers."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-_Layout: TypeAlias = tuple[_Form, ...]
-
-
-def _aligned(n_bytes: int) -> int:
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
-
-
-def _layout(arrays: Mapping[str, Array]) -> _Layout:
-    return tuple(_Form(name, array.shape, array.dtype.str) for name, array in arrays.items())
-
-
-def _n_bytes(form: _Form) -> int:
-    return np.dtype(form.dtype).itemsize * math.prod(form.shape)
-
-
-def _views(buffer: memoryview, layout: _Layout, offset: int) -> dict[str, Array]:
-    views = {}
-    for form in layout:
-        count = math.prod(form.shape)
-        views[form.name] = np.frombuffer(buffer, form.dtype, count, offset).reshape(form.shape)
-        offset += _aligned(_n_bytes(form))
-    return views
-
-
-class _Segment:
-    """Memory that can be passed to workers; it lasts as long as there are views of it."""
-
-    def __init__(self, descriptor: int, n_bytes: int) -> None:
-        self.descriptor = descriptor
-        self.memory = memoryview(mmap.mmap(descriptor, max(n_bytes, 1)))
-
-    @staticmethod
-    def new(n_bytes: int) -> _Segment | None:
-        """None where there is none."""
-        if not hasattr(socket, "send_fds"):
-            return None
-        if hasattr(os, "memfd_create"):
-            descriptor = os.memfd_create("npmeta")
-        else:
-            with tempfile.TemporaryFile() as file:
-                descriptor = os.dup(file.fileno())
-        try:
-            os.ftruncate(descriptor, max(n_bytes, 1))
-            return _Segment(descriptor, n_bytes)
-        except BaseException:
-            os.close(descriptor)
-            raise
-
-    def send(self, connection: Connection) -> None:
-        with _as_socket(connection) as end:
-            socket.send_fds(end, [b"-"], [self.descriptor])
-
-    @staticmethod
-    def receive(connection: Connection, n_bytes: int) -> _Segment:
-        with _as_socket(connection) as end:
-            _, (descriptor,), *_ = socket.recv_fds(end, 1, 1)
-        return _Segment(descriptor, n_bytes)
-
-    def close(self) -> None:
-        """It can no longer be passed on."""
-        os.close(self.descriptor)
-
-
-def _as_socket(connection: Connection) -> socket.socket:
-    """The socket that a two-way pipe is, wherever descriptors can be passed."""
-    return socket.socket(fileno=os.dup(connection.fileno()))
-
-
-class _Exchange:
-    """Parameters, and a slot for the gradient of each job, in one segment."""
-
-    def __init__(self, memory: memoryview, layout: _Layout, n_slots: int) -> None:
-        self.layout, self.n_slots = layout, n_slots
-        size = self.size(layout, 0)
-        self.params = _views(memory, layout, 0)
-        self.slots = [_views(memory, layout, size * (1 + i)) for i in range(n_slots)]
-
-    @staticmethod
-    def size(layout: _Layout, n_slots: int) -> int:
-        """Bytes."""
-        return (1 + n_slots) * sum(_aligned(_n_bytes(form)) for form in layout)
-
-    def fits(self, layout: _Layout, n_slots: int) -> bool:
-        return self.layout == layout and self.n_slots >= n_slots
-
-
-# --- in the worker --------------------------------------------------------------------------------
-
-
-def _serve(connection: Connection) -> None:
-    """What a worker does until the parent closes its end of the pipe, or is no more."""
-    for number in NOT_FOR_WORKERS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    hands = _Hands(connection)
-    with suppress(EOFError, OSError):
-        while True:
-            kind, *rest = connection.recv()
-            try:
-                answer = ForkingPickler.dumps(getattr(hands, kind)(*rest))
-            except Exception as error:
-                answer = ForkingPickler.dumps(([("failed", portable(error))], 0.0))
-            connection.send_bytes(answer)
-    os._exit(0)
-
-
-def _end_with_parent() -> None:
-    """Do not outlive the parent, even in the middle of a long job."""
-    from multiprocessing.connection import wait
-    from multiprocessing.process import parent_process
-
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def portable(error: Exception) -> Exception:
-    """The error in a form that can be sent, and that tells where it arose."""
-    told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}\n{told}")
-    if hasattr(error, "add_note"):  # from Python 3.11
-        error.add_note(f"In a worker process:\n{told}")
-    return error
-
-
-class _Hands:
-    """What a worker holds, and what it is asked to do."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._work: Work | None = None
-        self._exchange: _Exchange | None = None
-
-    def take_work(self, data: bytes, sizes: Sequence[int]) -> _Answer:
-        """Work, its arrays in a segment, in the place of what was there."""
-        self._work = None
-        buffers = []
-        if sizes:
-            memory = self._receive(sum(map(_aligned, sizes))).toreadonly()
-            start = 0
-            for size in sizes:
-                buffers.append(memory[start : start + size])
-                start += _aligned(size)
-        self._work = pickle.loads(data, buffers=buffers)
-        return [], 0.0
-
-    def take_exchange(self, layout: _Layout, n_slots: int) -> _Answer:
-        """Another segment for parameters and gradients."""
-        self._exchange = None
-        memory = self._receive(_Exchange.size(layout, n_slots))
-        self._exchange = _Exchange(memory, layout, n_slots)
-        for array in self._exchange.params.values():
-            array.flags.writeable = False
-        return [], 0.0
-
-    def run(
-        self, params: Mapping[str, Array] | None, jobs: Sequence[tuple[int | None, Any]]
-    ) -> _Answer:
-        """Do jobs up to the first that fails; what came of them, and the seconds it took."""
-        began = _clock()
-        assert self._work is not None
-        exchange = self._exchange
-        if params is None:
-            assert exchange is not None
-            params = exchange.params
-        done: list[tuple[Any, ...]] = []
-        for slot, job in jobs:
-            try:
-                arrays, rest = self._work(params, job)
-            except Exception as error:
-                done.append(("failed", portable(error)))
-                break
-            if slot is None or exchange is None or set(_layout(arrays)) != set(exchange.layout):
-                done.append(("sent", arrays, rest))
-                continue
-            for name, array in arrays.items():
-                exchange.slots[slot][name][...] = array
-            done.append(("stored", rest))
-        return done, _clock() - began
-
-    def _receive(self, n_bytes: int) -> memoryview:
-        segment = _Segment.receive(self._connection, n_bytes)
-        segment.close()
-        return segment.memory
-
-
-#: Time of this process alone, where that is measured finely: what jobs would take on one core.
-_clock = (
-    time.process_time if time.get_clock_info("process_time").resolution < 1e-5 else time.perf_counter
-)
-
-
-# --- in a fork of the parent ----------------------------------------------------------------------
-
-
 class _BeginsAnew(Protocol):
     def begin_anew(self) -> None: ...
 
@@ -341,9 +97,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_fork)
 
 
-# --- in the parent --------------------------------------------------------------------------------
-
-
 class _Member:
     """A worker, seen from the parent."""
 
@@ -351,15 +104,15 @@ class _Member:
         _check_that_workers_can_begin()
         context = get_context("spawn")  # a fork would inherit the locks of BLAS threads
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), name="npmeta", daemon=True)
+        self._process = context.Process(target=serve, args=(theirs,), name="npmeta", daemon=True)
         self.work: Work | None = None
-        self.exchange: _Exchange | None = None
+        self.exchange: Exchange | None = None
         self.answered = False
         with _as_workers_begin():
             self._process.start()
         theirs.close()
 
-    def tell(self, message: tuple[Any, ...], segment: _Segment | None = None) -> None:
+    def tell(self, message: tuple[Any, ...], segment: Segment | None = None) -> None:
         try:
             self._connection.send(message)
             if segment is not None:
@@ -367,9 +120,9 @@ class _Member:
         except OSError:
             raise _Died from None
 
-    def answer(self) -> _Answer:
+    def answer(self) -> Answer:
         try:
-            answer: _Answer = self._connection.recv()
+            answer: Answer = self._connection.recv()
         except (EOFError, OSError):
             raise _Died from None
         self.answered = True
@@ -459,7 +212,7 @@ class Crew:
         for member in self._members:
             member.disown()
         self._members = []
-        self._exchange: _Exchange | None = None
+        self._exchange: Exchange | None = None
         self._deaths: list[str] = []
         self._lock = threading.Lock()
 
@@ -571,15 +324,10 @@ class Crew:
         buffers: list[pickle.PickleBuffer] = []
         data = pickled(work, buffers.append)
         arrays = [buffer.raw() for buffer in buffers]
-        sizes = [len(array) for array in arrays]
-        segment = _Segment.new(sum(map(_aligned, sizes))) if sizes else None
+        segment = Segment.holding(arrays) if arrays else None
         if segment is None:
-            data, sizes = pickled(work), []
-        else:
-            start = 0
-            for array in arrays:
-                segment.memory[start : start + len(array)] = array
-                start += _aligned(len(array))
+            data, arrays = pickled(work), []
+        sizes = [len(array) for array in arrays]
         answers = self._ask(dict.fromkeys(lacking, ("take_work", data, sizes)), segment)
         for member, (outcomes, _) in answers.items():
             for _, error in outcomes:
@@ -591,17 +339,17 @@ class Crew:
         self, params: Mapping[str, Array], n_slots: int, members: Sequence[_Member]
     ) -> bool:
         """Parameters into shared memory that all these workers have; False if there is none."""
-        layout = _layout(params)
+        layout = layout_of(params)
         exchange = self._exchange
         ready = exchange is not None and exchange.fits(layout, n_slots)
         if not ready or any(member.exchange is not exchange for member in members):
             if not n_slots:  # not worth it
                 return False
             exchange = self._exchange = None
-            segment = _Segment.new(_Exchange.size(layout, n_slots))
+            segment = Segment.new(Exchange.size(layout, n_slots))
             if segment is None:
                 return False
-            exchange = self._exchange = _Exchange(segment.memory, layout, n_slots)
+            exchange = self._exchange = Exchange(segment.memory, layout, n_slots)
             message = ("take_exchange", layout, n_slots)
             for member, (outcomes, _) in self._ask(dict.fromkeys(members, message), segment).items():
                 for _, error in outcomes:
@@ -613,8 +361,8 @@ class Crew:
         return all(member.exchange is exchange for member in self._living(members))
 
     def _ask(
-        self, messages: Mapping[_Member, tuple[Any, ...]], segment: _Segment | None = None
-    ) -> dict[_Member, _Answer]:
+        self, messages: Mapping[_Member, tuple[Any, ...]], segment: Segment | None = None
+    ) -> dict[_Member, Answer]:
         """The answers of those that live to give one; the others are removed.
 
         A segment that the messages speak of goes along, for the last time.

@@ -2,13 +2,12 @@
 
 from npmeta.cli.commands.reference import (
     check,
-    describe,
     examine,
     golden_check,
     golden_list,
     golden_write,
-    list_all,
     list_faults,
+    list_names,
 )
 from npmeta.cli.commands.results import adapt_run, evaluate_run, plot_run, show_structure
 from npmeta.cli.commands.train import resume_run, start_run
@@ -17,14 +16,13 @@ from npmeta.cli.commands.words import say
 __all__ = [
     "adapt_run",
     "check",
-    "describe",
     "evaluate_run",
     "examine",
     "golden_check",
     "golden_list",
     "golden_write",
-    "list_all",
     "list_faults",
+    "list_names",
     "plot_run",
     "resume_run",
     "say",

@@ -6,36 +6,40 @@ import textwrap
 from pathlib import Path
 
 from npmeta._support.version import __version__
+from npmeta.algorithms.registry import ALGORITHMS
 from npmeta.cli.commands.words import check_picture
-from npmeta.cli.options import PRESETS, TASKS
-from npmeta.cli.registry import ALGORITHMS, options_of
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.losses import LOSSES
+from npmeta.tasks.registry import KINDS, PRESETS
+from npmeta.training.options import described
 
 __all__ = [
     "check",
-    "describe",
     "examine",
     "golden_check",
     "golden_list",
     "golden_write",
-    "list_all",
     "list_faults",
+    "list_names",
 ]
 
 
 # --- list -----------------------------------------------------------------------------------------
 
 
-def list_all() -> int:
-    """What can be named: algorithms with their papers, tasks, presets, activations and losses."""
+def list_names(algorithm: str | None) -> int:
+    """An algorithm's options; or what can be named: algorithms, tasks, presets, activations, losses."""
+    if algorithm is not None:
+        return _describe(algorithm)
     width = max(map(len, ALGORITHMS))
     print("algorithms")
     for name, entry in ALGORITHMS.items():
         print(_hanging(f"  {name:<{width}}  ", entry.summary))
         print(_hanging(" " * (width + 6), entry.paper))
+    print("\ntasks")
+    for name, kind in KINDS.items():
+        print(_hanging(f"  {name:<{width}}  ", kind.summary))
     for title, names in (
-        ("tasks", TASKS),
         ("presets", [f"{name} ({', '.join(tasks)})" for name, tasks in PRESETS.items()]),
         ("activations", ACTIVATIONS),
         ("losses", LOSSES),
@@ -49,19 +53,16 @@ def _hanging(lead: str, text: str) -> str:
     return textwrap.fill(text, 79, initial_indent=lead, subsequent_indent=" " * len(lead))
 
 
-def describe(name: str) -> int:
+def _describe(name: str) -> int:
     """An algorithm, and its options with their defaults."""
     entry = ALGORITHMS[name]
     print(f"{name}: {entry.summary} ({entry.paper})\ntasks: {', '.join(entry.tasks)}")
-    own = [
-        option.on(entry.tasks)
-        for option in options_of(name)
-        if option.name in entry.defaults or option in entry.options or option.name == "loss"
-    ]
+    names = {"loss", *entry.defaults, *(option.name for option in entry.options)}
+    own = [option for option in described(name) if option.name in names]
     width = max(len(option.name) for option in own)
     for option in own:
         flag = option.name.replace("_", "-")
-        print(_hanging(f"  --{flag:<{width}}  ", f"{option.help} {option.shown_default()}"))
+        print(_hanging(f"  --{flag:<{width}}  ", option.help))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from npmeta._support.files import write_atomically
 from npmeta._support.output import one_line
@@ -12,10 +13,10 @@ from npmeta.algorithms import Scores, StructuredMAML
 from npmeta.algorithms.base import MetaLearner
 from npmeta.algorithms.found_structure import structure_report
 from npmeta.cli.commands.words import check_picture, data, say
-from npmeta.cli.config import Config, TaskDistribution
 from npmeta.cli.reports import score_json, score_table
 from npmeta.cli.runs import Run
-from npmeta.tasks import Omniglot, Sinusoid
+from npmeta.tasks.registry import TaskDistribution
+from npmeta.training.config import Config
 from npmeta.training.loop import Algorithm, evaluate
 from npmeta.training.parallel import Sharded
 
@@ -40,16 +41,17 @@ def evaluate_run(
     seed: int | None,
     json_file: str | None,
     data: str | None,
-    sizes: Mapping[str, int],
     workers: int = 1,
+    **sizes: int | None,
 ) -> int:
-    """Score the newest checkpoint of a run, on tasks of the ``sizes`` given, by name."""
+    """Score the newest checkpoint of a run, on tasks of :data:`~npmeta.tasks.registry.SIZES`."""
     if data is not None and split is not None:
         raise ValueError("--data is scored on all that is in it; leave out --split")
     if json_file not in (None, "-") and not Path(json_file).resolve().parent.is_dir():
         raise ValueError(f"cannot write {json_file}: its folder does not exist")
     run = Run(folder)
-    config = run.config = run.config.with_values(**sizes)
+    others = {name: size for name, size in sizes.items() if size is not None}
+    config = run.config = run.config.with_values(**others)
     _check_steps(config, steps)
     tasks = config.tasks() if data is None else _tasks_on(run, data)
     split = split or "test"
@@ -58,11 +60,11 @@ def evaluate_run(
     try:
         checkpoint.check_fit(config, algorithm)
     except ValueError:
-        if "ways" not in sizes:
+        if "ways" not in others:
             raise
         raise ValueError(
             f"{config['algorithm']} has an output for each class, and cannot be tested with "
-            f"{sizes['ways']} ways where it has learned others; leave out --ways"
+            f"{others['ways']} ways where it has learned others; leave out --ways"
         ) from None
     params = checkpoint.params
     with Sharded(algorithm, workers=workers) as sharded:
@@ -89,12 +91,12 @@ def _check_steps(config: Config, steps: int | None) -> None:
         raise ValueError(f"{config['algorithm']} takes no inner steps; leave out --steps")
 
 
-def _tasks_on(run: Run, data: str) -> TaskDistribution:
+def _tasks_on(run: Run, data: str) -> Any:
     """The run's tasks on other data, all of it in the test split."""
     config = run.config
-    if config.task == "sinusoid":
-        raise ValueError("a sinusoid run has no data to be replaced by --data")
-    encoding = run.encoding() if config.task == "table" else None
+    if not config.kind.has_data:
+        raise ValueError(f"a {config.task} run has no data to be replaced by --data")
+    encoding = run.encoding() if config.kind.encodes else None
     return config.with_values(data=data, checksum=None, fractions=[0.0, 0.0, 1.0]).tasks(encoding)
 
 
@@ -165,8 +167,8 @@ def plot_run(folder: Path, out: Path | None) -> int:
 
 def pictures(config: Config) -> list[str]:
     """The names of the files that :func:`draw` makes."""
-    of_task = {"sinusoid": ["waves.png"], "omniglot": ["drawings.png"]}.get(config.task, [])
-    return [*(["scores.png"] if config.inner_steps else []), *of_task, "curves.png"]
+    drawn = [*(["scores"] if config.inner_steps else []), config.kind.picture, "curves"]
+    return [f"{name}.png" for name in drawn if name]
 
 
 def draw(
@@ -184,15 +186,13 @@ def draw(
     figures = {}
     if config.inner_steps:
         figures["scores"] = plots.scores(scored, config.loss_name)
-    if isinstance(tasks, Sinusoid):
+    picture = config.kind.picture
+    if picture:
         # Steps beyond those of the test may diverge where step sizes are learned, and set the scale.
         most = config["eval_steps"]
         steps = sorted({0, min(1, most), most}) if config.inner_steps else (None,)
-        figures["waves"] = plots.waves(algorithm, params, tasks, steps=steps, seed=config["seed"])
-    if isinstance(tasks, Omniglot):
-        figures["drawings"] = plots.drawings(
-            algorithm, params, tasks, steps=config["eval_steps"], seed=config["seed"]
-        )
+        of_tasks = getattr(plots, picture)
+        figures[picture] = of_tasks(algorithm, params, tasks, steps=steps, seed=config["seed"])
     rows = run.metrics()
     if rows:
         figures["curves"] = plots.curves(rows, config.loss_name)

@@ -16,12 +16,12 @@ from npmeta.algorithms.base import MetaLearner
 from npmeta.bilevel import optimizers
 from npmeta.cli.commands.results import diverged, draw, pictures, score
 from npmeta.cli.commands.words import say
-from npmeta.cli.config import Config, TaskDistribution
 from npmeta.cli.progress import Progress
 from npmeta.cli.reports import score_json, score_table
 from npmeta.cli.runs import Checkpoint, Run, TakenError, is_free, locked, new_run
-from npmeta.tasks import Sinusoid, Table
 from npmeta.tasks.checks import existing
+from npmeta.tasks.registry import TaskDistribution
+from npmeta.training.config import Config
 from npmeta.training.loop import Algorithm, NonFiniteError, evaluate, meta_train
 from npmeta.training.parallel import Sharded, default_shard_size
 
@@ -32,10 +32,10 @@ def start_run(config: Config, folder: Path | None, workers: int = 1) -> int:
     """Train from the beginning in a new folder. Nothing is written before everything is checked."""
     tasks = config.tasks()
     settled: dict[str, Any] = {}
-    if not isinstance(tasks, Sinusoid):
+    if config.kind.has_data:
         settled = {"data": str(existing(config["data"]).resolve()), "checksum": tasks.checksum}
-    if isinstance(tasks, Table) and config["loss"] is None:
-        settled["loss"] = "mse" if tasks.encoding.kind == "number" else "cross_entropy"
+    if config["loss"] is None:
+        settled["loss"] = "mse" if tasks.n_out == 1 else "cross_entropy"
     config = config.with_values(**settled)
     algorithm = config.algorithm(tasks.n_in, tasks.n_out)
     params = algorithm.init(np.random.default_rng(config["seed"]), config["dtype"])
@@ -52,7 +52,7 @@ def start_run(config: Config, folder: Path | None, workers: int = 1) -> int:
     config.schedule()
     start = Checkpoint(0, params, optimizers.get(config["optimizer"]).init(params), np.zeros(3))
 
-    encoding = tasks.encoding.to_dict() if isinstance(tasks, Table) else None
+    encoding = tasks.encoding.to_dict() if config.kind.encodes else None
     with ExitStack() as stack:
         run = _begin(stack, folder, config, encoding, start)
         return _train(run, tasks, algorithm, start, workers)

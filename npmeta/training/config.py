@@ -12,19 +12,20 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from npmeta._support.reading import SHORT, read_file
 from npmeta._support.validation import lookup, shown, unknown_name
+from npmeta._support.version import __version__
 from npmeta.algorithms.base import MetaLearner
+from npmeta.algorithms.from_options import one_or_list
+from npmeta.algorithms.registry import ALGORITHMS, DEFAULT
 from npmeta.bilevel.optimizers import Schedule, constant, cosine, step
-from npmeta.cli.options import TASKS
-from npmeta.cli.registry import ALGORITHMS, DEFAULT, OPTIONS, one_or_list, options_of
-from npmeta.tasks import Encoding, Omniglot, Sinusoid, Table
+from npmeta.tasks import Encoding
+from npmeta.tasks.registry import KINDS
+from npmeta.training.options import OPTIONS, options_of
 
-__all__ = ["Config", "TaskDistribution"]
-
-TaskDistribution: TypeAlias = Sinusoid | Omniglot | Table
+__all__ = ["Config"]
 
 
 class Config:
@@ -32,7 +33,8 @@ class Config:
 
     Parameters
     ----------
-    task : {"sinusoid", "omniglot", "table"}
+    task : str
+        A name of :data:`npmeta.tasks.registry.KINDS`.
     *layers : mapping
         Values by option name, the later ones going before the earlier; what none has takes its
         default.
@@ -45,35 +47,37 @@ class Config:
     """
 
     def __init__(self, task: str, *layers: Mapping[str, Any]) -> None:
-        lookup(task, dict.fromkeys(TASKS), "task")
-        self.task = task
+        self.task, self.kind = task, lookup(task, KINDS, "task")
         named = [layer["algorithm"] for layer in layers if "algorithm" in layer]
         algorithm = named[-1] if named else DEFAULT
-        self._options = [option for option in options_of(algorithm) if option.for_task(task)]
-        if task not in ALGORITHMS[algorithm].tasks:
-            known = ", ".join(ALGORITHMS[algorithm].tasks)
+        self._options = options_of(task, algorithm)
+        if task not in (possible := ALGORITHMS[algorithm].tasks):
+            known = ", ".join(possible)
             raise ValueError(f"{algorithm} cannot be trained on {task}; it is for {known}")
         options = {option.name: option for option in self._options}
-        values = {name: option.default_for(task) for name, option in options.items()}
+        values = {name: option.default for name, option in options.items()}
         for layer in layers:
             for name in layer:
-                if name not in options and any(
-                    option.name == name and option.for_task(task) for option in OPTIONS
-                ):
-                    raise ValueError(
-                        f"{algorithm} has no option {name!r}; npmeta list {algorithm} shows what it has"
-                    )
-                if name not in options and (of := _tasks_with(name)):
-                    raise ValueError(
-                        f"unknown option of {task} runs {name!r}: it is one of {' and '.join(of)} runs"
-                    )
                 if name not in options:
-                    raise unknown_name(name, list(options), f"option of {task} runs")
+                    raise self._has_no(name, algorithm, list(options))
             values.update(layer)
         self.values: dict[str, Any] = {
             name: options[name].check(value) if value is not None else None
             for name, value in values.items()
         }
+
+    def _has_no(self, name: str, algorithm: str, known: list[str]) -> ValueError:
+        """Why a run has no option of a name: it is other tasks', or other algorithms', or nobody's."""
+        of = [kind.name for kind in KINDS.values() if name in [option.name for option in kind.options]]
+        if of:
+            return ValueError(
+                f"unknown option of {self.task} runs {name!r}: it is one of {' and '.join(of)} runs"
+            )
+        if name in [option.name for option in OPTIONS]:
+            return ValueError(
+                f"{algorithm} has no option {name!r}; npmeta list {algorithm} shows what it has"
+            )
+        return unknown_name(name, known, f"option of {self.task} runs")
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -86,7 +90,7 @@ class Config:
 
     def to_toml(self) -> str:
         """The file that reproduces the run: ``npmeta train --config FILE``."""
-        lines = [f"# npmeta {_version()}", f"task = {json.dumps(self.task)}"]
+        lines = [f"# npmeta {__version__}", f"task = {json.dumps(self.task)}"]
         section = ""
         for option in self._options:
             value = self.values[option.name]
@@ -117,78 +121,35 @@ class Config:
             parsed = _parsed(content.decode("utf-8-sig"))  # editors put a byte order mark in front
         except (ValueError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from None
-        sections = {option.name: option.section for option in OPTIONS}
-        checks = {option.name: option.check for option in OPTIONS}
+        options = {option.name: option for option in OPTIONS}
+        known = sorted({option.section for option in OPTIONS if option.section})
         task = parsed.pop("task", None)
         values: dict[str, Any] = {}
         for key, value in parsed.items():
             entries = value if isinstance(value, dict) else {key: value}
             section = key if isinstance(value, dict) else ""
-            if section and section not in sections.values():
-                raise ValueError(f"{path}: {unknown_name(section, _sections(), 'section')}")
+            if section and section not in known:
+                raise ValueError(f"{path}: {unknown_name(section, known, 'section')}")
             for name, entry in entries.items():
-                if name not in sections:
-                    raise ValueError(f"{path}: {unknown_name(name, list(sections), 'option')}")
-                if sections[name] != section:
-                    place = (
-                        f"section [{sections[name]}]"
-                        if sections[name]
-                        else "the top, above all sections"
-                    )
+                if name not in options:
+                    raise ValueError(f"{path}: {unknown_name(name, list(options), 'option')}")
+                if (own := options[name].section) != section:
+                    place = f"section [{own}]" if own else "the top, above all sections"
                     raise ValueError(f"{path}: {name} belongs in {place}")
                 try:
-                    values[name] = checks[name](entry)
+                    values[name] = options[name].check(entry)
                 except ValueError as error:
                     raise ValueError(f"{path}: {error}") from None
         return task, values
 
     # --- the parts ----------------------------------------------------------------------------------
 
-    def tasks(self, encoding: Encoding | None = None) -> TaskDistribution:
+    def tasks(self, encoding: Encoding | None = None) -> Any:
         """The task distribution; reads the data, and compares its checksum with the recorded one.
 
         A table that is to be read as another was takes that one's encoding.
         """
-        v = self.values
-        if self.task == "sinusoid":
-            ranges = {name: tuple(v[name]) for name in ("amplitude", "phase", "frequency", "x")}
-            return Sinusoid(v["shots"], v["queries"], noise=v["noise"], **ranges)
-        if v["data"] is None:
-            raise ValueError(f"{self.task} needs the path of its data: --data PATH")
-        tasks: Omniglot | Table
-        if self.task == "omniglot":
-            tasks = Omniglot(
-                v["data"],
-                ways=v["ways"],
-                shots=v["shots"],
-                queries=v["queries"],
-                rotations=v["rotations"],
-                align=v["align"],
-                distort=v["distort"],
-                split_by=v["split_by"],
-                split_seed=v["split_seed"],
-                fractions=tuple(v["fractions"]),
-            )
-        else:
-            tasks = Table(
-                v["data"],
-                shots=v["shots"],
-                queries=v["queries"],
-                task=v["task_column"],
-                target=v["target_column"],
-                features=v["feature_columns"],
-                kind=v["target_kind"],
-                standardise=v["standardise"],
-                split_seed=v["split_seed"],
-                fractions=tuple(v["fractions"]),
-                encoding=encoding,
-            )
-        if v["checksum"] not in (None, tasks.checksum):
-            raise ValueError(
-                f"{v['data']} is not the data this run was made with: its SHA-256 is "
-                f"{tasks.checksum}, expected {v['checksum']}"
-            )
-        return tasks
+        return self.kind.make(self.values, encoding)
 
     def algorithm(self, n_in: int, n_out: int) -> MetaLearner:
         """The algorithm for tasks with so many inputs and outputs."""
@@ -218,21 +179,6 @@ class Config:
 def _toml_value(value: Any) -> str:
     """JSON is TOML for numbers, booleans, lists and strings; only TOML wants DEL escaped too."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _tasks_with(name: str) -> list[str]:
-    found = [option for option in OPTIONS if option.name == name]
-    return [task for task in TASKS if any(option.for_task(task) for option in found)]
-
-
-def _sections() -> list[str]:
-    return sorted({option.section for option in OPTIONS if option.section})
-
-
-def _version() -> str:
-    from npmeta._support.version import __version__
-
-    return __version__
 
 
 def _parsed(text: str) -> dict[str, Any]:
