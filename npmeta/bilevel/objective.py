@@ -16,7 +16,17 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta._support.validation import Array, DType, as_generator, as_parameters, check_has, shown
 from npmeta.network import losses as _losses
 from npmeta.network.losses import Loss
-from npmeta.network.mlp import MLP, Backward, Forward, backward, backward_dot, forward, forward_dot
+from npmeta.network.mlp import MLP
+from npmeta.network.passes import (
+    Backward,
+    Forward,
+    backward,
+    backward_dot,
+    curvatures,
+    forward,
+    forward_dot,
+    slopes,
+)
 from npmeta.network.weights import Block, Gradient, Scale, flatten
 
 __all__ = [
@@ -275,7 +285,7 @@ class RiskLinearization(Linearization):
         model = risk.model
         self._model, self._layers = model, layers
         self._at: Forward = forward(layers, model.activations, x)
-        self._slope = model.slopes(self._at)
+        self._slope = slopes(model.activations, self._at)
         value, delta_out, self._loss_product = risk.loss(self._at.z[-1], y)
         self._back: Backward = backward(layers, self._at, self._slope, delta_out)
         super().__init__(risk, value, self._back.gradient)
@@ -289,7 +299,7 @@ class RiskLinearization(Linearization):
             dot,
             self._back,
             self._slope,
-            self._model.curvatures(self._at),
+            curvatures(self._model.activations, self._at),
             self._loss_product(dot.z[-1]),
         )
 

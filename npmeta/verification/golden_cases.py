@@ -16,7 +16,7 @@ import numpy as np
 
 from npmeta._support.validation import Array
 from npmeta.algorithms import MAML
-from npmeta.network.mlp import forward
+from npmeta.network.passes import forward
 from npmeta.verification.computation import evaluate
 from npmeta.verification.faults import FAULTS
 from npmeta.verification.given import Given, layers, value_and_gradient

@@ -21,7 +21,7 @@ from npmeta.algorithms.imaml import IMAML
 from npmeta.algorithms.maml_plus_plus import MAMLPlusPlus
 from npmeta.algorithms.reptile import Reptile
 from npmeta.bilevel.objective import Batch, Risk
-from npmeta.network.mlp import forward
+from npmeta.network.passes import forward
 from npmeta.verification.given import Given, layers, tiny_step, value_and_gradient
 from npmeta.verification.golden_cases import loss_words
 from npmeta.verification.golden_files import named_arrays

@@ -24,9 +24,10 @@ from npmeta._support.validation import Array
 from npmeta.bilevel.objective import Risk
 from npmeta.network.activations import Activation
 from npmeta.network.losses import Loss, LossAt
-from npmeta.network.mlp import MLP, forward
+from npmeta.network.mlp import MLP
 from npmeta.network.normalisation import EPS, Normalised, Standardised, _rows
 from npmeta.network.parts import PreActivation
+from npmeta.network.passes import forward
 from npmeta.network.weights import Layer, OuterSum
 
 __all__ = ["Norm", "OtherNorm", "Statistics", "first_rows", "fresh", "running", "statistics_of"]
