@@ -44,6 +44,7 @@ STANDS_ON = {
     "network.distances": ["_support.validation"],
     "bilevel.optimizers": ["network.distances"],
     "tasks": ["_support.files", "_support.reading"],
+    "network.spaces": ["network.weights"],
     "network.factored": ["network.weights"],
     "bilevel.plan": ["_support.validation"],
     "network.parts": ["network.weights"],
@@ -53,6 +54,7 @@ STANDS_ON = {
     "network.layout": ["_support.validation"],
     "network.mlp": [
         "network.layout",
+        "network.spaces",
         "network.passes",
         "network.factored",
         "network.normalisation",

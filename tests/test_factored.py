@@ -17,7 +17,8 @@ import npmeta as nm
 from npmeta._support.blas import ONE_THREAD, one_thread
 from npmeta.bilevel.plan import make_plan
 from npmeta.network.factored import FactoredBase, Grams, InputBase
-from npmeta.network.weights import OuterSum, Shared, Term, flatten
+from npmeta.network.spaces import flatten
+from npmeta.network.weights import OuterSum, Shared, Term
 from tests.helpers import assert_close
 
 rng = np.random.default_rng

@@ -17,7 +17,7 @@ from npmeta.cli.runs import Run
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.normalisation import EPS, NORMS
 from npmeta.network.parts import PreActivation, pre_activation
-from npmeta.network.weights import flatten
+from npmeta.network.spaces import flatten
 from npmeta.verification import oracle
 from npmeta.verification.golden_files import load_answers, load_problem, save_problem
 from tests.helpers import SMOOTH, H, Problem, assert_close, complex_step_hvp, problem, step_sizes

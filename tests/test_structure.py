@@ -14,7 +14,7 @@ from npmeta.algorithms.found_structure import CLOSED
 from npmeta.cli.main import main
 from npmeta.cli.runs import Run
 from npmeta.network.activations import ACTIVATIONS
-from npmeta.network.weights import flatten
+from npmeta.network.spaces import flatten
 from npmeta.training.parallel import Sharded
 from npmeta.verification import check_meta_gradient, complex_step, oracle
 from npmeta.verification.golden_files import load_answers, load_problem, save_problem

@@ -31,7 +31,7 @@ from npmeta._support.validation import (
 )
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_sets, check_steps, named
 from npmeta.bilevel.objective import Batch
-from npmeta.network import losses
+from npmeta.network import losses, spaces
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 from npmeta.network.passes import backward, forward, slopes
@@ -75,8 +75,7 @@ def through(model: MLP, theta: Array, x: Array) -> Passed:
 
     def pull_back(o_bar: Array) -> tuple[Array, Array]:
         back = backward(layers, at, slopes(model.activations, at), o_bar.reshape(at.z[-1].shape))
-        blocks = [W.cotangent(part) for W, part in zip(layers, back.gradient, strict=True)]
-        theta_bar = n_batches * np.concatenate([block.task_mean() for block in blocks])
+        theta_bar = n_batches * spaces.task_mean(spaces.cotangent(layers, back.gradient))
         return theta_bar, back.delta[0].reshape(*x.shape[:-1], -1)
 
     return Passed(at.z[-1].reshape(*x.shape[:-1], -1), pull_back)

@@ -27,7 +27,8 @@ from npmeta.network.passes import (
     forward_dot,
     slopes,
 )
-from npmeta.network.weights import Block, Gradient, Scale, flatten
+from npmeta.network.spaces import dense
+from npmeta.network.weights import Gradient, Point, Scale
 
 __all__ = [
     "Batch",
@@ -70,7 +71,7 @@ class Linearization(ABC):
     @property
     def grad(self) -> Array:
         """The gradient of each task, ``(T, P)``."""
-        return flatten([part.dense() for part in self.gradient])
+        return dense(self.gradient)
 
     def hvp(self, v: ArrayLike) -> Array:
         """Hessian-vector products.
@@ -84,7 +85,7 @@ class Linearization(ABC):
         -------
         ndarray, (T, P)
         """
-        return flatten([part.dense() for part in self.product(self._direction(v))])
+        return dense(self.product(self._direction(v)))
 
     def _direction(self, v: ArrayLike) -> Sequence[Any]:
         direction = as_parameters(v, self._objective.n_params, "v")
@@ -119,7 +120,7 @@ class Objective(Protocol):
         ``name`` is put before "x" and "y" in messages, ``"support_"`` say.
         """
 
-    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Point]:
         """Parameters ``(P,)`` or ``(T, P)`` as blocks; ``forms`` as in :meth:`npmeta.MLP.layers`."""
 
     def scales(self, factors: Array) -> Sequence[Scale]:
@@ -256,16 +257,22 @@ class Risk:
             )
         return array, targets
 
-    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Point]:
         """The layers of theta."""
         return self.model.layers(theta, forms)
 
     def scales(self, factors: Array) -> Sequence[Scale]:
-        """Numbers once for each array of a layer; factors per parameter as arrays."""
+        """Numbers once for each array of a layer; factors per parameter as arrays. 0 for what inner
+        steps are not to move."""
         if factors.size == self.n_params:
-            return self.model.unpack(factors)
-        arrays = self.model.shapes
-        return [(factor,) * len(own) for factor, own in zip(factors.tolist(), arrays, strict=True)]
+            arrays = self.model.unpack(factors)
+            scales = [(W, b, *(one.reshape(-1) for one in others)) for W, b, *others in arrays]
+        else:
+            pairs = zip(factors.tolist(), self.model.shapes, strict=True)
+            scales = [(factor,) * len(own) for factor, own in pairs]
+        if self.model.adapts_all:
+            return scales
+        return [(W, b, *[0.0] * len(others)) for W, b, *others in scales]
 
     def at(self, point: Sequence[Any], batch: Batch) -> RiskLinearization:
         """The linearization at layers, without checks."""
@@ -311,4 +318,4 @@ class RiskLinearization(Linearization):
         """
         dot = forward_dot(self._layers, self._direction(v), self._at, self._slope)
         back = backward(self._layers, self._at, self._slope, self._loss_product(dot.z[-1]))
-        return flatten([part.dense() for part in back.gradient])
+        return dense(back.gradient)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -26,10 +27,11 @@ from npmeta.network import layout
 from npmeta.network.activations import Activation
 from npmeta.network.factored import FactoredBase, InputBase
 from npmeta.network.normalisation import NORMS, Normalised
-from npmeta.network.parts import Scheduled
+from npmeta.network.parts import Sets
 from npmeta.network.passes import backward, forward, forward_dot, slopes
+from npmeta.network.spaces import dense
 from npmeta.network.structure import OPEN, Structure
-from npmeta.network.weights import Dense, Layer, Shared, Vector, flatten
+from npmeta.network.weights import Dense, Layer, Shared, Vector
 
 __all__ = ["MLP"]
 
@@ -262,9 +264,9 @@ class MLP:
         arrays = self.unpack(theta)
         if np.ndim(theta) == 2:
             return self.in_parts([Dense(W, b) for W, b, *_ in arrays], arrays)
-        kinds: list[type[Shared]] = [Shared] * self.n_layers
+        kinds: list[Any] = [Shared] * self.n_layers
         if forms is not None:
-            factored = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
+            factored: list[Any] = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
             kinds = [
                 k if form == "factored" else Shared for k, form in zip(factored, forms, strict=True)
             ]
@@ -283,14 +285,29 @@ class MLP:
         held = [self._held(values) for values in further]
         if self.structure is not None:
             return self.structure.block(layer, held)
-        scale, shift = held
-        return Normalised(layer, scale, shift, self.norm)
+        assert self.norm is not None
+        return Normalised((layer, *held), self.norm)
 
-    def _held(self, values: Array) -> Vector | Scheduled:
-        """Parameters beside W and b as inner steps are to treat them."""
-        if self.adapts_all:
+    def _held(self, values: Array) -> Vector:
+        """Parameters beside W and b."""
+        if self.norm_sets == 1:
             return Vector(values)
-        return Scheduled(values[..., None, :] if self.norm_sets == 1 else values)
+        *lead, sets, n = values.shape
+        return Sets(values.reshape(*lead, sets * n), n)
+
+    def begun_anew(self, phi: Array, steps: int) -> Array:
+        """Parameters after some inner steps as those of a network before its first: where there are
+        several sets of scales and shifts, the one that counts now is the first, those after it follow,
+        and the last fills up."""
+        if self.norm_sets == 1:
+            return phi
+        index = np.arange(self.n_params)
+        for name, place in self.places.items():
+            if name.endswith(("scale", "shift")):
+                sets = index[place].reshape(self.norm_sets, -1)
+                later = np.minimum(np.arange(self.norm_sets) + steps, self.norm_sets - 1)
+                index[place] = sets[later].reshape(-1)
+        return phi[..., index]
 
     # --- the network as a function --------------------------------------------------------------
 
@@ -357,7 +374,7 @@ class MLP:
         layers = self.layers(theta)
         at = forward(layers, self.activations, x)
         back = backward(layers, at, slopes(self.activations, at), u.reshape(shape))
-        pulled = flatten([gradient.dense() for gradient in back.gradient])
+        pulled = dense(back.gradient)
         return pulled[0] if rows_only else pulled
 
     # --- the boundary ---------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from npmeta._support.validation import Array
 from npmeta.network.activations import Activation
 from npmeta.network.parts import PreActivation, pre_activation
-from npmeta.network.weights import Layer, OuterSum, Term
+from npmeta.network.weights import Layer, Linear, OuterSum, Term
 
 __all__ = [
     "Backward",
@@ -81,7 +81,7 @@ def forward(layers: Sequence[Layer], fs: Sequence[Activation], x: Array) -> Forw
 
 
 def forward_dot(
-    layers: Sequence[Layer], tangents: Sequence[Layer], at: Forward, slope: Sequence[Array]
+    layers: Sequence[Layer], tangents: Sequence[Linear], at: Forward, slope: Sequence[Array]
 ) -> ForwardDot:
     """The differential of :func:`forward` along ``tangents``.
 
@@ -121,7 +121,7 @@ def backward(
 
 def backward_dot(
     layers: Sequence[Layer],
-    tangents: Sequence[Layer],
+    tangents: Sequence[Linear],
     at: Forward,
     dot: ForwardDot,
     back: Backward,
