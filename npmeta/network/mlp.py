@@ -30,7 +30,7 @@ from npmeta.network.normalisation import NORMS, Normalised
 from npmeta.network.parts import Sets
 from npmeta.network.passes import backward, forward, forward_dot, slopes
 from npmeta.network.spaces import dense
-from npmeta.network.structure import OPEN, Structure
+from npmeta.network.structure import OPEN, Structure, Structured
 from npmeta.network.weights import Dense, Layer, Shared, Vector
 
 __all__ = ["MLP"]
@@ -264,13 +264,13 @@ class MLP:
         arrays = self.unpack(theta)
         if np.ndim(theta) == 2:
             return self.in_parts([Dense(W, b) for W, b, *_ in arrays], arrays)
-        kinds: list[Any] = [Shared] * self.n_layers
-        if forms is not None:
-            factored: list[Any] = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
-            kinds = [
-                k if form == "factored" else Shared for k, form in zip(factored, forms, strict=True)
-            ]
-        layers = [kind(W, b) for kind, (W, b, *_) in zip(kinds, arrays, strict=True)]
+        factored: list[Any] = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
+        layers = [
+            (kind if form == "factored" else Shared)(W, b)
+            for kind, form, (W, b, *_) in zip(
+                factored, forms or ["dense"] * self.n_layers, arrays, strict=True
+            )
+        ]
         return self.in_parts(layers, arrays)
 
     def in_parts(self, layers: Sequence[Layer], arrays: Sequence[Sequence[Array]]) -> list[Layer]:
@@ -279,34 +279,27 @@ class MLP:
         if self.is_plain:
             return [*layers]
         hidden = zip(layers[:-1], arrays[:-1], strict=True)
-        return [*(self._in_parts(layer, further) for layer, (_, _, *further) in hidden), layers[-1]]
-
-    def _in_parts(self, layer: Layer, further: Sequence[Array]) -> Layer:
-        held = [self._held(values) for values in further]
+        parts = [(layer, *map(self._held, further)) for layer, (_, _, *further) in hidden]
         if self.structure is not None:
-            return self.structure.block(layer, held)
-        assert self.norm is not None
-        return Normalised((layer, *held), self.norm)
+            return [*(Structured(own, self.structure.functions) for own in parts), layers[-1]]
+        return [*(Normalised(own, str(self.norm)) for own in parts), layers[-1]]
 
     def _held(self, values: Array) -> Vector:
         """Parameters beside W and b."""
         if self.norm_sets == 1:
             return Vector(values)
-        *lead, sets, n = values.shape
-        return Sets(values.reshape(*lead, sets * n), n)
+        return Sets(values.reshape(*values.shape[:-2], -1), values.shape[-1])
 
     def begun_anew(self, phi: Array, steps: int) -> Array:
-        """Parameters after some inner steps as those of a network before its first: where there are
-        several sets of scales and shifts, the one that counts now is the first, those after it follow,
-        and the last fills up."""
+        """Parameters after some inner steps as those of a network before its first: of several sets of
+        scales and shifts, the one that counts now comes first, and the last fills up."""
         if self.norm_sets == 1:
             return phi
+        later = np.minimum(np.arange(self.norm_sets) + steps, self.norm_sets - 1)
         index = np.arange(self.n_params)
         for name, place in self.places.items():
             if name.endswith(("scale", "shift")):
-                sets = index[place].reshape(self.norm_sets, -1)
-                later = np.minimum(np.arange(self.norm_sets) + steps, self.norm_sets - 1)
-                index[place] = sets[later].reshape(-1)
+                index[place] = index[place].reshape(self.norm_sets, -1)[later].reshape(-1)
         return phi[..., index]
 
     # --- the network as a function --------------------------------------------------------------

@@ -26,7 +26,7 @@ from npmeta.network import activations
 from npmeta.network.activations import Activation
 from npmeta.network.parts import Parted, Parts, PreActivation
 from npmeta.network.softmax import relative_to_largest, softmax, through_softmax
-from npmeta.network.weights import Layer, OuterSum, Vector, row_sum, total
+from npmeta.network.weights import OuterSum, Vector, row_sum, total
 
 __all__ = ["OPEN", "Mixed", "Structure", "Structured", "gates_of", "shares_of"]
 
@@ -131,10 +131,6 @@ class Structure:
         if self.gates:
             shapes["gate"] = (n,)
         return shapes
-
-    def block(self, layer: Layer, held: Sequence[Vector]) -> Structured:
-        """A layer with the arrays that :meth:`shapes` names."""
-        return Structured((layer, *held), self.functions)
 
 
 @dataclass(frozen=True)
