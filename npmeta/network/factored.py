@@ -29,7 +29,7 @@ factor of the same left one, and the products of the inputs, with W and with eac
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
@@ -354,20 +354,16 @@ class FactoredInput(_Thin):
     # --- as a layer
 
     def act(self, h: Array) -> Array:
-        own = total(self.products.gram(h, x) @ right for x, right in self._factors)
+        own = total(self.products.gram(h, x) @ right for x, right in self.terms.values())
         return self._sum(own, None if self.base is None else self.base.act(h))
 
     def act_linear(self, h: Array) -> Array:
-        own = total((self.products.gram(h, x) - 1) @ right for x, right in self._factors)
+        own = total((self.products.gram(h, x) - 1) @ right for x, right in self.terms.values())
         return self._sum(own, None if self.base is None else self.base.act_linear(h))
 
     def act_transposed(self, d: Array) -> Array:
-        own = total((d @ right.swapaxes(-1, -2)) @ x for x, right in self._factors)
+        own = total((d @ right.swapaxes(-1, -2)) @ x for x, right in self.terms.values())
         return self._sum(own, None if self.base is None else self.base.act_transposed(d))
-
-    @property
-    def _factors(self) -> Iterable[tuple[Array, Array]]:
-        return self.terms.values()
 
 
 # --- rows ---------------------------------------------------------------------------------------

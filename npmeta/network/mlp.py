@@ -264,12 +264,11 @@ class MLP:
         arrays = self.unpack(theta)
         if np.ndim(theta) == 2:
             return self.in_parts([Dense(W, b) for W, b, *_ in arrays], arrays)
+        forms = forms or ["dense"] * self.n_layers
         factored: list[Any] = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
         layers = [
             (kind if form == "factored" else Shared)(W, b)
-            for kind, form, (W, b, *_) in zip(
-                factored, forms or ["dense"] * self.n_layers, arrays, strict=True
-            )
+            for kind, form, (W, b, *_) in zip(factored, forms, arrays, strict=True)
         ]
         return self.in_parts(layers, arrays)
 
