@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -114,8 +114,8 @@ class StepSizes:
 
     def _for_each(self, scales: Sequence[Scale]) -> Array:
         """Factors block by block, for every parameter, ``(P,)``."""
-        ones = self._objective.hold(np.ones(self._objective.n_params, dtype=self._values.dtype))
-        return flatten(spaces.scaled(cast(Sequence[Cotangent], ones), scales))
+        ones: Any = self._objective.hold(np.ones(self._objective.n_params, dtype=self._values.dtype))
+        return flatten(spaces.scaled(ones, scales))
 
     def _row(self, s: int) -> Array:
         row: Array = self._values[min(s, len(self._values) - 1)]
@@ -229,13 +229,14 @@ def pull_back(
         In the shape of the step sizes.
     """
     derivatives: list[Array] = []
+    moves = step_sizes.moves if with_step_sizes else ()
     for s in reversed(range(len(path.steps))):
         lin = path.steps[s]
         if with_step_sizes and (step_sizes.per_parameter or decay):
             descent = lin.grad + decay * flatten(path.weights[s]) if decay else lin.grad
             derivatives.insert(0, -(flatten(cotangent) * descent).mean(0))
         elif with_step_sizes:
-            pairs = spaces.paired(cotangent, lin.gradient, step_sizes.moves)
+            pairs = spaces.paired(cotangent, lin.gradient, moves)
             derivatives.insert(0, -np.array([pair.mean() for pair in pairs]))
         if not first_order:
             direction = spaces.scaled(cotangent, step_sizes[s])

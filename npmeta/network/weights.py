@@ -178,16 +178,6 @@ def total(arrays: Iterable[Array]) -> Array:
     return reduce(operator.add, arrays)
 
 
-def task_mean(flat: Array) -> Array:
-    """The mean ``(P,)`` of ``(T, P)``; what all tasks share is its own."""
-    if flat.ndim == 1:
-        return flat
-    # One product with the vector of weights 1/T: in float32 a sum over an outer axis, one task after
-    # another, would lose a digit or two over many tasks.
-    share = np.full(len(flat), 1 / len(flat), dtype=flat.dtype)
-    return share @ flat
-
-
 # --- layers ---------------------------------------------------------------------------------------
 
 
@@ -226,9 +216,6 @@ class _Held(Weights):
     def flat(self) -> Array:
         *lead, _ = self.b.shape
         return np.concatenate([self.W.reshape(*lead, -1), self.b], axis=-1)
-
-    def task_mean(self) -> Array:
-        return task_mean(self.flat())
 
 
 @dataclass(frozen=True)
@@ -277,6 +264,13 @@ class Dense(_Held):
         by_W, by_b = each(scale, 2)
         return Dense(by_W * self.W, by_b * self.b)
 
+    def task_mean(self) -> Array:
+        # One product with the vector of weights 1/T: in float32 a sum over an outer axis, one task
+        # after another, would lose a digit or two over many tasks.
+        flat = self.flat()
+        share = np.full(len(flat), 1 / len(flat), dtype=flat.dtype)
+        return share @ flat
+
 
 # --- a vector -------------------------------------------------------------------------------------
 
@@ -319,5 +313,5 @@ class Vector:
         return self.values
 
     def task_mean(self) -> Array:
-        mean: Array = self.values.mean(0) if self.values.ndim == 2 else self.values
+        mean: Array = self.values.mean(0)
         return mean
