@@ -1,12 +1,13 @@
 r"""Where the loops of MAML move: points, cotangents and directions, and what may be done with which.
 
-=========  ===================================  ====================================================
+=========  ===================================  =====================================================
 point      where one is, φ                      :func:`descend`: φ − α ∘ ∇L
-gradient   what an objective has at a point     :func:`cotangent`: λ, held as the point is
-cotangent  what the derivative by a point is,   :func:`minus`, :func:`plus`, :func:`paired`,
-           λ                                    :func:`task_mean`
+gradient   what an objective has at a point     :func:`cotangent`: λ, held as the point is;
+                                                :func:`dense`: multiplied out
+cotangent  what the derivative by a point is,   :func:`times`, :func:`plus`, :func:`minus`,
+           λ                                    :func:`paired`, :func:`task_mean`
 direction  what one moves along                 :func:`scaled`: α ∘ λ, by step sizes alone
-=========  ===================================  ====================================================
+=========  ===================================  =====================================================
 
 Each is a list with a block for every layer, and an operation is that of its blocks, whatever they are.
 Step sizes multiply block by block. What inner steps leave alone has a step size of zero, and nothing
@@ -22,7 +23,18 @@ import numpy as np
 from npmeta._support.validation import Array
 from npmeta.network.weights import Cotangent, Direction, Gradient, Point, Scale
 
-__all__ = ["cotangent", "dense", "descend", "flatten", "minus", "paired", "plus", "scaled", "task_mean"]
+__all__ = [
+    "cotangent",
+    "dense",
+    "descend",
+    "flatten",
+    "minus",
+    "paired",
+    "plus",
+    "scaled",
+    "task_mean",
+    "times",
+]
 
 
 def descend(
