@@ -145,8 +145,6 @@ class Normalised(Parted):
     def rows_of(self, parts: Parts) -> tuple[Array, Array]:
         """γ and β of the block, or of a direction of it: what every row is multiplied by, or gets
         added, ``(n,)`` or ``(T, 1, n)``."""
-        scale, shift = (
-            held.gather(other.values)
-            for held, other in zip(self.parts[1:], parts.parts[1:], strict=True)
-        )
+        (_, own_scale, own_shift), (_, scale, shift) = self.parts, parts.parts
+        scale, shift = own_scale.gather(scale.values), own_shift.gather(shift.values)
         return (scale, shift) if scale.ndim == 1 else (scale[:, None, :], shift[:, None, :])

@@ -95,7 +95,7 @@ class Parts:
         self: Own, gradient: Parts, scale: Scale | None = None, shrink: Scale | None = None
     ) -> Own:
         parts = zip(self.parts, gradient.parts, self._split(scale), self._split(shrink), strict=True)
-        return replace(self, parts=tuple(part.descend(*arguments) for part, *arguments in parts))
+        return self._of(tuple([part.descend(*arguments) for part, *arguments in parts]))
 
     def cotangent(self, gradient: Parts) -> Parts:
         pairs = zip(self.parts, gradient.parts, strict=True)
@@ -120,6 +120,10 @@ class Parts:
     def task_mean(self) -> Array:
         return np.concatenate([part.task_mean() for part in self.parts])
 
+    def _of(self: Own, parts: tuple[Any, ...]) -> Own:
+        """Other parts of the same kind."""
+        return type(self)(parts)
+
     def _split(self, scale: Scale | None) -> Sequence[Scale | None]:
         """The factors of W and b, and those of each other part."""
         if isinstance(scale, tuple):
@@ -134,6 +138,9 @@ class Parted(Parts, ABC):
     @abstractmethod
     def between(self, z: Array) -> PreActivation:
         """What the layer hands to its activation."""
+
+    def _of(self: Own, parts: tuple[Any, ...]) -> Own:
+        return replace(self, parts=parts)
 
 
 @dataclass(frozen=True)
