@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import npmeta as nm
 from npmeta.bilevel.adaptation import StepSizes, adapt, inner_loop, pull_back
-from npmeta.network.weights import flatten
+from npmeta.network.spaces import flatten
 from tests.helpers import (
     KINDS,
     H,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import npmeta as nm
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.losses import LOSSES
-from npmeta.network.mlp import forward
+from npmeta.network.passes import forward
 from tests.helpers import (
     DEPTHS,
     KINDS,

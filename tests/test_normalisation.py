@@ -15,7 +15,6 @@ from npmeta.cli.runs import Run
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.normalisation import EPS, NORMS
 from npmeta.network.parts import PreActivation, pre_activation
-from npmeta.network.weights import flatten
 from npmeta.tasks.registry import preset
 from npmeta.training.config import Config
 from npmeta.verification.doctor.files import load_answers, load_problem, save_problem
@@ -312,19 +311,6 @@ def test_step_sizes_of_what_does_not_move_have_no_derivative(norm):
     by_alpha = ours(p, alpha, 2)["inner_lr"][0]
     for name, place in p.model.places.items():
         assert bool(by_alpha[place].any()) is not name.endswith(("scale", "shift")), name
-
-
-@every_choice
-def test_a_cotangent_takes_in_a_gradient(choice):
-    p = normalised("batch", **choice)
-    first, second = (p.risk.linearize(p.theta, *part) for part in (p.support, p.query))
-    cotangent = [W.cotangent(g) for W, g in zip(p.model.layers(p.theta), first.gradient, strict=True)]
-    minus_two = p.risk.scales(np.full(p.model.n_layers, -2.0))
-    blocks = zip(cotangent, second.gradient, minus_two, strict=True)
-    joined = [lam.descend(gradient, scale) for lam, gradient, scale in blocks]
-    assert_close(flatten(joined), first.grad + 2 * second.grad, 1e-15)
-    means = np.concatenate([lam.task_mean() for lam in joined])
-    assert_close(means, flatten(joined).mean(0), 1e-14)
 
 
 def test_chunks_of_tasks_change_nothing():

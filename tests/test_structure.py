@@ -14,7 +14,6 @@ from npmeta.algorithms.found_structure import CLOSED
 from npmeta.cli.main import main
 from npmeta.cli.runs import Run
 from npmeta.network.activations import ACTIVATIONS
-from npmeta.network.weights import flatten
 from npmeta.training.parallel import Sharded
 from npmeta.verification import check_meta_gradient, complex_step
 from npmeta.verification.doctor.files import load_answers, load_problem, save_problem
@@ -288,17 +287,6 @@ def test_inner_steps_move_the_structure_or_do_not(adapt):
         assert bool((phi[:, place] != p.theta[place]).any()) is moves, name
     predicted = maml.predict(p.theta, *p.support, p.tasks.query_x)
     assert_close(p.model.apply(phi, p.tasks.query_x), predicted, 1e-14)
-
-
-@adapted_or_not
-def test_a_cotangent_takes_in_a_gradient(adapt):
-    p = structured("both", adapt=adapt)
-    first, second = (p.risk.linearize(p.theta, *part) for part in (p.support, p.query))
-    cotangent = [W.cotangent(g) for W, g in zip(p.model.layers(p.theta), first.gradient, strict=True)]
-    minus_two = p.risk.scales(np.full(p.model.n_layers, -2.0))
-    blocks = zip(cotangent, second.gradient, minus_two, strict=True)
-    joined = [lam.descend(gradient, scale) for lam, gradient, scale in blocks]
-    assert_close(flatten(joined), first.grad + 2 * second.grad, 1e-15)
 
 
 @adapted_or_not

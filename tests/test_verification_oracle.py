@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import npmeta as nm
-from npmeta.bilevel import adaptation
+from npmeta.bilevel import adaptation, objective
 from npmeta.bilevel.objective import RiskLinearization
-from npmeta.network import mlp, weights
+from npmeta.network import weights
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.losses import LOSSES
 from npmeta.verification import complex_step, meta_gradient, richardson
@@ -142,8 +142,8 @@ def test_no_oracle_touches_the_r_operator_or_the_inner_loop(monkeypatch):
     monkeypatch.setattr(RiskLinearization, "product", touched)
     monkeypatch.setattr(RiskLinearization, "hvp", touched)
     for module, name in [
-        (mlp, "forward_dot"),
-        (mlp, "backward_dot"),
+        (objective, "forward_dot"),
+        (objective, "backward_dot"),
         (adaptation, "inner_loop"),
         (adaptation, "pull_back"),
         (adaptation.StepSizes, "__getitem__"),

@@ -14,7 +14,7 @@ from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, check_s
 from npmeta.algorithms.gradient_steps import GradientSteps, Prepared
 from npmeta.bilevel.objective import Objective, Risk
 from npmeta.bilevel.plan import Plan
-from npmeta.network.weights import flatten
+from npmeta.network.spaces import flatten
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
@@ -111,8 +111,10 @@ class Adapts(ABC):
         theta, alpha = self.inner.meta_parameters(self._named(params))
         support = self.objective.prepare(support_x, support_y, theta.dtype, "support_")
         point = self.inner.adapted(self.objective.hold(theta), support, alpha, steps)
-        phi = np.broadcast_to(flatten(point), (len(support[0]), self.objective.n_params))
-        return np.array(phi)
+        phi = flatten(point)
+        if isinstance(self.objective, Risk):
+            phi = self.objective.model.begun_anew(phi, steps)
+        return np.array(np.broadcast_to(phi, (len(support[0]), self.objective.n_params)))
 
     @np.errstate(all="ignore")  # what diverges shows in the result
     def predict(

@@ -19,9 +19,9 @@ from npmeta._support.validation import (
 )
 from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, all_rows, check_steps, named
-from npmeta.algorithms.gradient_steps import GradientSteps, Prepared, task_mean
+from npmeta.algorithms.gradient_steps import GradientSteps, Prepared
 from npmeta.bilevel.objective import Objective
-from npmeta.network import losses
+from npmeta.network import losses, spaces
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 
@@ -65,9 +65,9 @@ class Joint(Adapts):
         rows = all_rows(problem.support, problem.query)
         point = self.inner.hold(replace(problem, query=rows))
         lin = self.objective.at(point, rows)
-        gradient = [W.cotangent(part) for W, part in zip(point, lin.gradient, strict=True)]
+        gradient = spaces.cotangent(point, lin.gradient)
         loss = float(lin.value.real.mean())
-        return MetaGradient(loss, {"theta": task_mean(gradient)}, lin.value, "none")
+        return MetaGradient(loss, {"theta": spaces.task_mean(gradient)}, lin.value, "none")
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ from npmeta.algorithms.base import (
     check_network,
     check_steps,
 )
-from npmeta.algorithms.gradient_steps import task_mean
 from npmeta.algorithms.own_steps import OwnSteps
 from npmeta.bilevel.objective import Batch, Risk
+from npmeta.network import spaces
 from npmeta.network.factored import FactoredBase
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
@@ -119,7 +119,7 @@ class CAVIA(OwnSteps):
 
         # λ = dL^Q/dc and λ_θ = dL^Q/dθ, carried back through c_{s+1} = c_s − α ∇_c L^S(c_s, θ).
         lam = self._grad(outer, W_c)
-        lam_theta = [W.cotangent(part) for W, part in zip(layers, outer.gradient, strict=True)]
+        lam_theta = spaces.cotangent(layers, outer.gradient)
         for lin in () if self.first_order else reversed(steps):
             c_dot = self.inner_lr * lam
             # To the network, ċ is a direction of its first bias, ċ W_c.
@@ -127,10 +127,10 @@ class CAVIA(OwnSteps):
             delta, delta_dot = lin.gradient[0].terms[0].right, product[0].terms[0].right
             lam = lam - row_sum(delta_dot) @ W_c.T
             product[0] = OuterSum((*product[0].terms, self._moved_input(c_dot, delta)))
-            lam_theta = [lam_l.descend(part) for lam_l, part in zip(lam_theta, product, strict=True)]
+            lam_theta = spaces.minus(lam_theta, product)
         return MetaGradient(
             float(outer.value.real.mean()),
-            {"theta": task_mean(lam_theta)},
+            {"theta": spaces.task_mean(lam_theta)},
             outer.value,
             "none" if self.first_order else "exact",
         )

@@ -39,10 +39,11 @@ from npmeta.algorithms.base import (
     named,
 )
 from npmeta.bilevel.objective import Batch
-from npmeta.network import losses
+from npmeta.network import losses, spaces
 from npmeta.network.distances import DISTANCES
 from npmeta.network.losses import Loss
-from npmeta.network.mlp import MLP, backward, forward
+from npmeta.network.mlp import MLP
+from npmeta.network.passes import backward, forward, slopes
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
@@ -83,9 +84,8 @@ def through(model: MLP, theta: Array, x: Array) -> Passed:
     at = forward(layers, model.activations, x.reshape(n_batches, -1, x.shape[-1]))
 
     def pull_back(o_bar: Array) -> tuple[Array, Array]:
-        back = backward(layers, at, model.slopes(at), o_bar.reshape(at.z[-1].shape))
-        blocks = [W.cotangent(part) for W, part in zip(layers, back.gradient, strict=True)]
-        theta_bar = n_batches * np.concatenate([block.task_mean() for block in blocks])
+        back = backward(layers, at, slopes(model.activations, at), o_bar.reshape(at.z[-1].shape))
+        theta_bar = n_batches * spaces.task_mean(spaces.cotangent(layers, back.gradient))
         return theta_bar, back.delta[0].reshape(*x.shape[:-1], -1)
 
     return Passed(at.z[-1].reshape(*x.shape[:-1], -1), pull_back)

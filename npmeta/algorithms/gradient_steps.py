@@ -28,14 +28,15 @@ from npmeta.algorithms.base import MetaGradient, MetaParameters, Scores, both_se
 from npmeta.bilevel.adaptation import StepSizes, adapt, inner_loop, pull_back
 from npmeta.bilevel.objective import Batch, Objective, Risk, as_objective
 from npmeta.bilevel.plan import FORMS, Plan, chunk_size, make_plan
+from npmeta.network import spaces
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
-from npmeta.network.weights import Block, total
+from npmeta.network.weights import Point, total
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["GradientSteps", "Prepared", "task_mean"]
+__all__ = ["GradientSteps", "Prepared"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +176,7 @@ class GradientSteps:
 
     def hold(
         self, problem: Prepared, steps: int | None = None, second_order: bool | None = None
-    ) -> Sequence[Block]:
+    ) -> Sequence[Point]:
         """theta as the plan says, where there are layers to plan for."""
         if not isinstance(self.objective, Risk):
             return self.objective.hold(problem.theta)
@@ -185,8 +186,8 @@ class GradientSteps:
     # --- there, and back --------------------------------------------------------------------------
 
     def adapted(
-        self, point: Sequence[Block], support: Batch, alpha: StepSizes, steps: int
-    ) -> Sequence[Block]:
+        self, point: Sequence[Point], support: Batch, alpha: StepSizes, steps: int
+    ) -> Sequence[Point]:
         """φ after the steps from a point."""
         for _, moved in inner_loop(self.objective, point, support, alpha, steps, self.weight_decay):
             point = moved
@@ -214,15 +215,15 @@ class GradientSteps:
         step_weights : mapping, optional
             v_s by the number of the step, S among them; by default the last step's loss alone counts.
         """
-        S, v = self.steps, {self.steps: 1.0} if step_weights is None else step_weights
+        S, of = self.steps, problem.theta.dtype.type  # weights have the precision of what they multiply
+        v = {s: of(weight).item() for s, weight in (step_weights or {S: 1.0}).items()}
         path = adapt(
             self.objective, self.hold(problem), problem.support, problem.alpha, S, self.weight_decay
         )
         outer = {s: self.objective.at(path.weights[s], problem.query) for s in v}
-        last = [W.cotangent(g) for W, g in zip(path.weights[S], outer[S].gradient, strict=True)]
+        last = spaces.cotangent(path.weights[S], outer[S].gradient)
         if v[S] != 1:
-            scales = problem.alpha.constant(v[S])
-            last = [block.scaled(scale) for block, scale in zip(last, scales, strict=True)]
+            last = spaces.times(v[S], last)
         cotangent, by_alpha = pull_back(
             path,
             last,
@@ -232,14 +233,9 @@ class GradientSteps:
             with_step_sizes=problem.learns,
             joining={s: (v[s], outer[s].gradient) for s in v if s < S},
         )
-        grads = {"theta": task_mean(cotangent)}
+        grads = {"theta": spaces.task_mean(cotangent)}
         if by_alpha is not None:
             grads["inner_lr"] = by_alpha
         loss = outer[S].value if step_weights is None else total(v[s] * outer[s].value for s in v)
         hessian = self.objective.hessian if self.second_order else "none"
         return MetaGradient(float(loss.real.mean()), grads, loss, hessian)
-
-
-def task_mean(blocks: Sequence[Block]) -> Array:
-    """The mean over tasks of cotangents, ``(P,)``."""
-    return np.concatenate([block.task_mean() for block in blocks])

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta._support.validation import Array, DType, as_generator
 from npmeta.algorithms.base import MetaParameters, Scores, both_sets, check_steps, meta_parameters
 from npmeta.bilevel.objective import Batch, Objective, Risk
-from npmeta.network.weights import Block
+from npmeta.network.weights import Point
 
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
@@ -36,7 +36,7 @@ class OwnSteps(ABC):
 
     def placed(
         self, given: Mapping[str, Array], state: Array, x: Array
-    ) -> tuple[Sequence[Block], Array]:
+    ) -> tuple[Sequence[Point], Array]:
         """The networks of a state and what they are given for inputs x: here it is their parameters."""
         return self.objective.hold(state), x
 

@@ -9,9 +9,10 @@ import numpy as np
 from npmeta._support.validation import as_number, as_whole
 from npmeta.algorithms.adapts import Adapts
 from npmeta.algorithms.base import MetaGradient, all_rows
-from npmeta.algorithms.gradient_steps import GradientSteps, Prepared, task_mean
+from npmeta.algorithms.gradient_steps import GradientSteps, Prepared
 from npmeta.bilevel.adaptation import inner_loop
 from npmeta.bilevel.objective import Batch, Objective
+from npmeta.network import spaces
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 
@@ -73,11 +74,10 @@ class Reptile(Adapts):
             batch = batches[s % len(batches)]
             ((lin, point),) = inner_loop(self.objective, point, batch, problem.alpha, 1)
             if g is None:
-                g = [W.cotangent(part) for W, part in zip(start, lin.gradient, strict=True)]
-            else:  # g += ∇L(φ_s)
-                blocks = zip(g, lin.gradient, problem.alpha.constant(-1.0), strict=True)
-                g = [so_far.descend(part, minus) for so_far, part, minus in blocks]
-        mean = np.zeros_like(problem.theta) if g is None else task_mean(g)
+                g = spaces.cotangent(start, lin.gradient)
+            else:
+                g = spaces.plus(g, 1.0, lin.gradient)
+        mean = np.zeros_like(problem.theta) if g is None else spaces.task_mean(g)
         loss, _ = self.objective.score(point, rows)
         return MetaGradient(float(loss.real.mean()), {"theta": mean}, loss, "none")
 

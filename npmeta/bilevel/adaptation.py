@@ -13,8 +13,8 @@ with step sizes α and weight decay w. Its adjoint carries the cotangent
           H_s = \nabla^2 L^S(\varphi_s).
 
 λ_0 is the exact second-order meta-gradient of MAML (Finn et al. 2017); stopping at λ_S is its
-first-order approximation. Both loops subtract gradients from blocks (:mod:`npmeta.network.weights`)
-and see no network.
+first-order approximation. Both loops move in the spaces of :mod:`npmeta.network.spaces`, and see no
+network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, DType, as_dtype, check_finite, unmasked
 from npmeta.bilevel.objective import Batch, Linearization, Objective
-from npmeta.network.weights import Block, Gradient, Scale, flatten
+from npmeta.network import spaces
+from npmeta.network.spaces import flatten
+from npmeta.network.weights import Cotangent, Gradient, Point, Scale
 
 __all__ = ["StepSizes", "Trajectory", "adapt", "inner_loop", "pull_back"]
 
@@ -85,20 +87,14 @@ class StepSizes:
             return [None] * len(self._objective.block_sizes)
         return self._scales(self._row(s) * decay)
 
-    def constant(self, factor: float) -> Sequence[Scale]:
-        """One factor, block by block."""
-        return self._scales(np.array([factor], dtype=self._values.dtype))
+    @property
+    def moves(self) -> Sequence[Scale]:
+        """What they multiply: 1, block by block, and 0 for what inner steps do not move."""
+        return self._scales(np.ones(1, dtype=self._values.dtype))
 
     def written_out(self) -> Array:
         """α for every step and parameter, ``(rows, P)``; 0 for what inner steps do not move."""
-        objective = self._objective
-        ones = objective.hold(np.ones(objective.n_params, dtype=self._values.dtype))
-        return np.stack(
-            [
-                flatten([one.scaled(scale) for one, scale in zip(ones, self[s], strict=True)])
-                for s in range(len(self._values))
-            ]
-        )
+        return np.stack([self._for_each(self[s]) for s in range(len(self._values))])
 
     def collect(self, per_parameter: Sequence[Array]) -> Array:
         """Derivatives for every step and block or parameter, ``S × (L or P,)``, added up to the shape
@@ -108,7 +104,7 @@ class StepSizes:
         total = np.zeros(self._values.shape, dtype=self._values.dtype)
         for s, derivative in enumerate(per_parameter):
             if len(derivative) == self._objective.n_params:
-                derivative = derivative * self._moves()
+                derivative = derivative * self._for_each(self.moves)
             if n_columns == 1:
                 derivative = derivative.sum(keepdims=True)
             elif n_columns != len(derivative):
@@ -116,12 +112,10 @@ class StepSizes:
             total[min(s, n_rows - 1)] += derivative
         return total.reshape(self._given_shape)
 
-    def _moves(self) -> Array:
-        """1 for a parameter that its step size moves, 0 for one that inner steps leave alone."""
-        objective = self._objective
-        ones = objective.hold(np.ones(objective.n_params, dtype=self._values.dtype))
-        by_one = self._scales(np.ones(1, dtype=self._values.dtype))
-        return flatten([block.scaled(one) for block, one in zip(ones, by_one, strict=True)])
+    def _for_each(self, scales: Sequence[Scale]) -> Array:
+        """Factors block by block, for every parameter, ``(P,)``."""
+        ones: Any = self._objective.hold(np.ones(self._objective.n_params, dtype=self._values.dtype))
+        return flatten(spaces.scaled(ones, scales))
 
     def _row(self, s: int) -> Array:
         row: Array = self._values[min(s, len(self._values) - 1)]
@@ -161,17 +155,16 @@ def _grid(shape: tuple[int, ...], S: int, L: int, P: int) -> tuple[int, int]:
 
 def inner_loop(
     objective: Objective,
-    weights: Sequence[Block],
+    weights: Sequence[Point],
     support: Batch,
     step_sizes: StepSizes,
     n_steps: int,
     decay: float = 0.0,
-) -> Iterator[tuple[Linearization, Sequence[Block]]]:
+) -> Iterator[tuple[Linearization, Sequence[Point]]]:
     """The inner steps one by one: the support loss linearised at φ_s, and φ_{s+1}."""
     for s in range(n_steps):
         lin = objective.at(weights, support)
-        blocks = zip(weights, lin.gradient, step_sizes[s], step_sizes.times(decay, s), strict=True)
-        weights = [W.descend(gradient, scale, shrink) for W, gradient, scale, shrink in blocks]
+        weights = spaces.descend(weights, lin.gradient, step_sizes[s], step_sizes.times(decay, s))
         yield lin, weights
 
 
@@ -179,20 +172,20 @@ def inner_loop(
 class Trajectory:
     """φ_0..φ_S, and the support loss linearised at φ_0..φ_{S-1}."""
 
-    weights: Sequence[Sequence[Block]]
+    weights: Sequence[Sequence[Point]]
     steps: Sequence[Linearization]
 
 
 def adapt(
     objective: Objective,
-    weights: Sequence[Block],
+    weights: Sequence[Point],
     support: Batch,
     step_sizes: StepSizes,
     n_steps: int,
     decay: float = 0.0,
 ) -> Trajectory:
     """The inner loop, with everything kept that its adjoint needs."""
-    points: list[Sequence[Block]] = [weights]
+    points: list[Sequence[Point]] = [weights]
     steps = []
     for lin, point in inner_loop(objective, weights, support, step_sizes, n_steps, decay):
         steps.append(lin)
@@ -202,20 +195,20 @@ def adapt(
 
 def pull_back(
     path: Trajectory,
-    cotangent: Sequence[Block],
+    cotangent: Sequence[Cotangent],
     step_sizes: StepSizes,
     decay: float = 0.0,
     *,
     first_order: bool = False,
     with_step_sizes: bool = False,
     joining: Mapping[int, tuple[float, Sequence[Gradient]]] | None = None,
-) -> tuple[Sequence[Block], Array | None]:
+) -> tuple[Sequence[Cotangent], Array | None]:
     """The adjoint of :func:`adapt`.
 
     Parameters
     ----------
     path : Trajectory
-    cotangent : sequence of Block
+    cotangent : sequence of Cotangent
         λ_S, the gradient of the query loss at φ_S.
     step_sizes, decay
         Those that :func:`adapt` was called with.
@@ -230,31 +223,25 @@ def pull_back(
 
     Returns
     -------
-    cotangent : sequence of Block
+    cotangent : sequence of Cotangent
         λ_0.
     step_size_gradient : ndarray or None
         In the shape of the step sizes.
     """
     derivatives: list[Array] = []
+    moves = step_sizes.moves if with_step_sizes else ()
     for s in reversed(range(len(path.steps))):
         lin = path.steps[s]
         if with_step_sizes and (step_sizes.per_parameter or decay):
             descent = lin.grad + decay * flatten(path.weights[s]) if decay else lin.grad
             derivatives.insert(0, -(flatten(cotangent) * descent).mean(0))
         elif with_step_sizes:
-            pairs = zip(cotangent, lin.gradient, strict=True)
-            derivatives.insert(0, -np.array([lam.dot(gradient).mean() for lam, gradient in pairs]))
+            pairs = spaces.paired(cotangent, lin.gradient, moves)
+            derivatives.insert(0, -np.array([pair.mean() for pair in pairs]))
         if not first_order:
-            direction = [lam.scaled(scale) for lam, scale in zip(cotangent, step_sizes[s], strict=True)]
-            products: Sequence[Any] = lin.product(direction)
-            cotangent = [
-                lam.descend(product, shrink=shrink)
-                for lam, product, shrink in zip(
-                    cotangent, products, step_sizes.times(decay, s), strict=True
-                )
-            ]
+            direction = spaces.scaled(cotangent, step_sizes[s])
+            products = lin.product(direction)
+            cotangent = spaces.minus(cotangent, products, step_sizes.times(decay, s))
         if joining and s in joining:
-            weight, gradients = joining[s]
-            blocks = zip(cotangent, gradients, step_sizes.constant(-weight), strict=True)
-            cotangent = [lam.descend(gradient, minus) for lam, gradient, minus in blocks]
+            cotangent = spaces.plus(cotangent, *joining[s])
     return cotangent, step_sizes.collect(derivatives) if with_step_sizes else None

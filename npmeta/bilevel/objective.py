@@ -16,8 +16,19 @@ from numpy.typing import ArrayLike, DTypeLike
 from npmeta._support.validation import Array, DType, as_generator, as_parameters, check_has, shown
 from npmeta.network import losses as _losses
 from npmeta.network.losses import Loss
-from npmeta.network.mlp import MLP, Backward, Forward, backward, backward_dot, forward, forward_dot
-from npmeta.network.weights import Block, Gradient, Scale, flatten
+from npmeta.network.mlp import MLP
+from npmeta.network.passes import (
+    Backward,
+    Forward,
+    backward,
+    backward_dot,
+    curvatures,
+    forward,
+    forward_dot,
+    slopes,
+)
+from npmeta.network.spaces import dense
+from npmeta.network.weights import Gradient, Point, Scale
 
 __all__ = [
     "Batch",
@@ -60,7 +71,7 @@ class Linearization(ABC):
     @property
     def grad(self) -> Array:
         """The gradient of each task, ``(T, P)``."""
-        return flatten([part.dense() for part in self.gradient])
+        return dense(self.gradient)
 
     def hvp(self, v: ArrayLike) -> Array:
         """Hessian-vector products.
@@ -74,7 +85,7 @@ class Linearization(ABC):
         -------
         ndarray, (T, P)
         """
-        return flatten([part.dense() for part in self.product(self._direction(v))])
+        return dense(self.product(self._direction(v)))
 
     def _direction(self, v: ArrayLike) -> Sequence[Any]:
         direction = as_parameters(v, self._objective.n_params, "v")
@@ -109,7 +120,7 @@ class Objective(Protocol):
         ``name`` is put before "x" and "y" in messages, ``"support_"`` say.
         """
 
-    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Point]:
         """Parameters ``(P,)`` or ``(T, P)`` as blocks; ``forms`` as in :meth:`npmeta.MLP.layers`."""
 
     def scales(self, factors: Array) -> Sequence[Scale]:
@@ -246,16 +257,22 @@ class Risk:
             )
         return array, targets
 
-    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Point]:
         """The layers of theta."""
         return self.model.layers(theta, forms)
 
     def scales(self, factors: Array) -> Sequence[Scale]:
-        """Numbers once for each array of a layer; factors per parameter as arrays."""
+        """Numbers once for each array of a layer; factors per parameter as arrays. 0 for what inner
+        steps are not to move."""
         if factors.size == self.n_params:
-            return self.model.unpack(factors)
-        arrays = self.model.shapes
-        return [(factor,) * len(own) for factor, own in zip(factors.tolist(), arrays, strict=True)]
+            arrays = self.model.unpack(factors)
+            scales = [(W, b, *(one.reshape(-1) for one in others)) for W, b, *others in arrays]
+        else:
+            pairs = zip(factors.tolist(), self.model.shapes, strict=True)
+            scales = [(factor,) * len(own) for factor, own in pairs]
+        if self.model.adapts_all:
+            return scales
+        return [(W, b, *[0.0] * len(others)) for W, b, *others in scales]
 
     def at(self, point: Sequence[Any], batch: Batch) -> RiskLinearization:
         """The linearization at layers, without checks."""
@@ -275,7 +292,7 @@ class RiskLinearization(Linearization):
         model = risk.model
         self._model, self._layers = model, layers
         self._at: Forward = forward(layers, model.activations, x)
-        self._slope = model.slopes(self._at)
+        self._slope = slopes(model.activations, self._at)
         value, delta_out, self._loss_product = risk.loss(self._at.z[-1], y)
         self._back: Backward = backward(layers, self._at, self._slope, delta_out)
         super().__init__(risk, value, self._back.gradient)
@@ -289,7 +306,7 @@ class RiskLinearization(Linearization):
             dot,
             self._back,
             self._slope,
-            self._model.curvatures(self._at),
+            curvatures(self._model.activations, self._at),
             self._loss_product(dot.z[-1]),
         )
 
@@ -301,4 +318,4 @@ class RiskLinearization(Linearization):
         """
         dot = forward_dot(self._layers, self._direction(v), self._at, self._slope)
         back = backward(self._layers, self._at, self._slope, self._loss_product(dot.z[-1]))
-        return flatten([part.dense() for part in back.gradient])
+        return dense(back.gradient)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, DType, as_dtype, as_features, as_whole, check_function
 from npmeta.bilevel.objective import Batch, Linearization, Objective, linearize
-from npmeta.network.weights import Block, Gradient, Scale, Vector
+from npmeta.network.weights import Gradient, Point, Scale, Vector
 
 __all__ = ["FunctionObjective", "Quadratic", "VectorLinearization"]
 
@@ -24,7 +24,7 @@ class _OnVector:
     def block_sizes(self) -> tuple[int, ...]:
         return (self.n_params,)
 
-    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Block]:
+    def hold(self, theta: Array, forms: Sequence[str] | None = None) -> Sequence[Point]:
         """One block with the whole vector; there are no layers to have forms."""
         return [Vector(theta)]
 

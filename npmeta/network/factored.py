@@ -28,16 +28,115 @@ factor of the same left one, and the products of the inputs, with W and with eac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from npmeta._support.validation import Array
-from npmeta.network.weights import Dense, OuterSum, Scale, Shared, Term, paired, product, row_sum, total
+from npmeta.network.weights import (
+    Dense,
+    OuterSum,
+    Scale,
+    Shared,
+    Term,
+    Weights,
+    each,
+    product,
+    row_sum,
+    total,
+)
 
 __all__ = ["Factored", "FactoredBase", "FactoredInput", "InputBase", "InputProducts"]
+
+# --- what all layers have in common -----------------------------------------------------------------
+
+Own = TypeVar("Own", bound="_Thin")
+
+
+class _Thin(Weights, ABC):
+    """``κ base + Σ c leftᵀ right``: a point, or without a base a cotangent or a direction.
+
+    A subclass says how it keeps its terms: it multiplies them all, adds some, and lists them.
+
+    Attributes
+    ----------
+    base : Shared or None
+        W and b; None for a cotangent.
+    kept : float
+        κ.
+    """
+
+    base: Shared | None
+    kept: float
+
+    @abstractmethod
+    def times(self: Own, factor: float) -> Own:
+        """``factor · self``."""
+
+    @abstractmethod
+    def plus(self: Own, terms: Sequence[Term], factor: float) -> Own:
+        """``self + factor · terms``."""
+
+    @abstractmethod
+    def empty(self: Own) -> Own:
+        """0, sharing what has been multiplied."""
+
+    @abstractmethod
+    def few_terms(self) -> Sequence[Term]:
+        """Coefficients included, and as few as can be."""
+
+    def descend(
+        self: Own, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
+    ) -> Own:
+        factor = 1.0 if scale is None else each(scale, 2)[0]  # step sizes are numbers here
+        kept = self if shrink is None else self.times(1.0 - each(shrink, 2)[0])
+        return kept.plus(gradient.terms, -factor)
+
+    def cotangent(self: Own, gradient: OuterSum) -> Own:
+        return self.empty().plus(gradient.terms, 1.0)
+
+    def scaled(self: Own, scale: Scale) -> Own:
+        return self.times(each(scale, 2)[0])
+
+    def flat(self) -> Array:
+        layer = OuterSum(tuple(self.few_terms())).dense()
+        if self.base is None:
+            return layer.flat()
+        return Dense(layer.W + self.kept * self.base.W, layer.b + self.kept * self.base.b).flat()
+
+    def task_mean(self) -> Array:
+        # Of sums over rows, it is one product over all rows of all tasks.
+        terms = self.few_terms()
+        T = len(terms[0].left)
+        W = total(_rows(term.left).T @ _rows(term.right) for term in terms) / T
+        b = total(row_sum(_rows(term.right)) for term in terms if term.on_bias) / T
+        return Shared(W, b).flat()
+
+    def _sum(self, own: Array, shared: Array | None) -> Array:
+        """``own + κ shared``."""
+        if shared is not None:
+            own += shared if self.kept == 1 else self.kept * shared
+        return own
+
+
+class _Base(Shared, ABC):
+    """A layer that all tasks still share, and that becomes factored by descending."""
+
+    @abstractmethod
+    def start(self, base: Shared | None) -> _Thin:
+        """κ = 1 and no terms."""
+
+    def descend(  # type: ignore[override]  # that is what it is for
+        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
+    ) -> _Thin:
+        return self.start(self).descend(gradient, scale, shrink)
+
+    def cotangent(self, gradient: OuterSum) -> _Thin:
+        return self.start(None).cotangent(gradient)
+
 
 # --- any layer but the first ----------------------------------------------------------------------
 
@@ -85,7 +184,7 @@ class Grams:
         return turned
 
 
-class Factored:
+class Factored(_Thin):
     """A layer for each task whose inputs change from step to step.
 
     Parameters
@@ -113,34 +212,16 @@ class Factored:
         self.terms, self.coefficients = terms, coefficients
         self.grams, self.base, self.kept = grams, base, kept
 
-    def descend(
-        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
-    ) -> Factored:
-        factor, kept = _numbers(scale, shrink)
-        old = self.coefficients if kept == 1 else [kept * c for c in self.coefficients]
-        return Factored(
-            (*self.terms, *gradient.terms),
-            (*old, *[-factor] * len(gradient.terms)),
-            self.grams,
-            self.base,
-            kept * self.kept,
-        )
+    def times(self, factor: float) -> Factored:
+        coefficients = [factor * c for c in self.coefficients]
+        return Factored(self.terms, coefficients, self.grams, self.base, factor * self.kept)
 
-    def cotangent(self, gradient: OuterSum) -> Factored:
-        return _direction(gradient, self.grams)
+    def plus(self, terms: Sequence[Term], factor: float) -> Factored:
+        coefficients = (*self.coefficients, *[factor] * len(terms))
+        return Factored((*self.terms, *terms), coefficients, self.grams, self.base, self.kept)
 
-    def scaled(self, scale: Scale) -> Factored:
-        factor = scale[0]
-        return Factored(
-            self.terms,
-            [factor * c for c in self.coefficients],
-            self.grams,
-            self.base,
-            factor * self.kept,
-        )
-
-    def dot(self, gradient: OuterSum) -> Array:
-        return paired(self, gradient)
+    def empty(self) -> Factored:
+        return Factored((), (), self.grams)
 
     # --- as a layer
 
@@ -171,50 +252,22 @@ class Factored:
         weighed: Array = gram * np.repeat(np.array(self.coefficients, dtype=gram.dtype), rows)
         return weighed
 
-    def _sum(self, own: Array, shared: Array | None) -> Array:
-        if shared is not None:
-            own += shared if self.kept == 1 else self.kept * shared
-        return own
-
-    # --- as numbers
-
-    def flat(self) -> Array:
-        return _flat(self._weighed_terms(), self.base, self.kept)
-
-    def task_mean(self) -> Array:
-        # Terms that the bias sees, joined, and the others: two large products and not 2 S + 1.
-        terms = self._weighed_terms()
-        kinds = [[term for term in terms if term.on_bias is seen] for seen in (True, False)]
-        return _task_mean([_together(kind) for kind in kinds if kind], self.base, self.kept)
-
-    def _weighed_terms(self) -> list[Term]:
-        """The terms, coefficients included."""
-        pairs = zip(self.terms, self.coefficients, strict=True)
-        return [Term(left, c * right, on_bias) for (left, right, on_bias), c in pairs]
-
-
-def _direction(gradient: OuterSum, grams: tuple[Grams, Grams]) -> Factored:
-    return Factored(gradient.terms, [1.0] * len(gradient.terms), grams)
+    def few_terms(self) -> list[Term]:
+        # Those that the bias sees, joined, and the others: two large products and not 2 S + 1.
+        weighed = [
+            Term(left, c * right, on_bias)
+            for (left, right, on_bias), c in zip(self.terms, self.coefficients, strict=True)
+        ]
+        kinds = [[term for term in weighed if term.on_bias is seen] for seen in (True, False)]
+        return [_together(kind) for kind in kinds if kind]
 
 
 @dataclass(frozen=True)
-class FactoredBase(Shared):
+class FactoredBase(_Base):
     """A layer that all tasks still share, and that becomes :class:`Factored` by descending."""
 
-    def descend(
-        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
-    ) -> Factored:
-        factor, kept = _numbers(scale, shrink)
-        minus = [-factor] * len(gradient.terms)
-        return Factored(gradient.terms, minus, (Grams(), Grams()), self, kept)
-
-    def cotangent(self, gradient: OuterSum) -> Factored:
-        return _direction(gradient, (Grams(), Grams()))
-
-
-def _numbers(scale: Scale | None, shrink: Scale | None) -> tuple[float, float]:
-    """The factor on the new terms, and what is kept of the old ones: step sizes are numbers here."""
-    return 1.0 if scale is None else scale[0], 1.0 if shrink is None else 1.0 - shrink[0]
+    def start(self, base: Shared | None) -> Factored:
+        return Factored((), (), (Grams(), Grams()), base)
 
 
 # --- the first layer --------------------------------------------------------------------------------
@@ -246,7 +299,7 @@ class InputProducts:
 
 
 @dataclass(frozen=True)
-class InputBase(Shared):
+class InputBase(_Base):
     """A first layer that all tasks still share, and that becomes :class:`FactoredInput`."""
 
     products: InputProducts = field(default_factory=InputProducts)
@@ -254,17 +307,11 @@ class InputBase(Shared):
     def act(self, h: Array) -> Array:
         return self.products.with_weights(h, self)
 
-    def descend(
-        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
-    ) -> FactoredInput:
-        factor, kept = _numbers(scale, shrink)
-        return FactoredInput({}, self.products, self, kept)._plus(gradient.terms, -factor)
-
-    def cotangent(self, gradient: OuterSum) -> FactoredInput:
-        return FactoredInput({}, self.products)._plus(gradient.terms, 1.0)
+    def start(self, base: Shared | None) -> FactoredInput:
+        return FactoredInput({}, self.products, base)
 
 
-class FactoredInput:
+class FactoredInput(_Thin):
     """A first layer for each task.
 
     Parameters
@@ -286,87 +333,40 @@ class FactoredInput:
     ) -> None:
         self.terms, self.products, self.base, self.kept = terms, products, base, kept
 
-    def _plus(self, terms: Sequence[Term], coefficient: float) -> FactoredInput:
-        """``self + coefficient · terms``."""
+    def times(self, factor: float) -> FactoredInput:
+        terms = {key: (x, factor * right) for key, (x, right) in self.terms.items()}
+        return FactoredInput(terms, self.products, self.base, factor * self.kept)
+
+    def plus(self, terms: Sequence[Term], factor: float) -> FactoredInput:
         merged = dict(self.terms)
         for term in terms:
-            new = term.right if coefficient == 1 else coefficient * term.right
+            new = term.right if factor == 1 else factor * term.right
             _, old = merged.get(id(term.left), (None, None))
             merged[id(term.left)] = term.left, new if old is None else old + new
         return FactoredInput(merged, self.products, self.base, self.kept)
 
-    def descend(
-        self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
-    ) -> FactoredInput:
-        factor, kept = _numbers(scale, shrink)
-        shrunk = self if kept == 1 else self.scaled((kept, kept))
-        return shrunk._plus(gradient.terms, -factor)
+    def empty(self) -> FactoredInput:
+        return FactoredInput({}, self.products)
 
-    def cotangent(self, gradient: OuterSum) -> FactoredInput:
-        return FactoredInput({}, self.products)._plus(gradient.terms, 1.0)
-
-    def scaled(self, scale: Scale) -> FactoredInput:
-        factor = scale[0]
-        terms = {key: (x, factor * right) for key, (x, right) in self.terms.items()}
-        return FactoredInput(terms, self.products, self.base, factor * self.kept)
-
-    def dot(self, gradient: OuterSum) -> Array:
-        return paired(self, gradient)
+    def few_terms(self) -> list[Term]:
+        return [Term(x, right, True) for x, right in self.terms.values()]
 
     # --- as a layer
 
     def act(self, h: Array) -> Array:
-        own = total(self.products.gram(h, x) @ right for x, right in self._factors)
+        own = total(self.products.gram(h, x) @ right for x, right in self.terms.values())
         return self._sum(own, None if self.base is None else self.base.act(h))
 
     def act_linear(self, h: Array) -> Array:
-        own = total((self.products.gram(h, x) - 1) @ right for x, right in self._factors)
+        own = total((self.products.gram(h, x) - 1) @ right for x, right in self.terms.values())
         return self._sum(own, None if self.base is None else self.base.act_linear(h))
 
     def act_transposed(self, d: Array) -> Array:
-        own = total((d @ right.swapaxes(-1, -2)) @ x for x, right in self._factors)
+        own = total((d @ right.swapaxes(-1, -2)) @ x for x, right in self.terms.values())
         return self._sum(own, None if self.base is None else self.base.act_transposed(d))
 
-    @property
-    def _factors(self) -> Iterable[tuple[Array, Array]]:
-        return self.terms.values()
 
-    def _sum(self, own: Array, shared: Array | None) -> Array:
-        if shared is not None:
-            own += shared if self.kept == 1 else self.kept * shared
-        return own
-
-    # --- as numbers
-
-    def flat(self) -> Array:
-        return _flat(self._as_terms(), self.base, self.kept)
-
-    def task_mean(self) -> Array:
-        return _task_mean(self._as_terms(), self.base, self.kept)
-
-    def _as_terms(self) -> list[Term]:
-        return [Term(x, right, True) for x, right in self.terms.values()]
-
-
-# --- as numbers -----------------------------------------------------------------------------------
-
-
-def _flat(terms: Sequence[Term], base: Shared | None, kept: float) -> Array:
-    """``kept · base + terms``, multiplied out for each task."""
-    layer = OuterSum(tuple(terms)).dense()
-    if base is None:
-        return layer.flat()
-    return Dense(layer.W + kept * base.W, layer.b + kept * base.b).flat()
-
-
-def _task_mean(terms: Sequence[Term], base: Shared | None, kept: float) -> Array:
-    """The mean over tasks: of sums over rows, it is one product over all rows of all tasks."""
-    T = len(terms[0].left)
-    W = total(_rows(term.left).T @ _rows(term.right) for term in terms) / T
-    b = total(row_sum(_rows(term.right)) for term in terms if term.on_bias) / T
-    if base is None:
-        return Shared(W, b).flat()
-    return Shared(W + kept * base.W, b + kept * base.b).flat()
+# --- rows ---------------------------------------------------------------------------------------
 
 
 def _together(terms: Sequence[Term]) -> Term:

@@ -1,30 +1,10 @@
-r"""The multilayer perceptron: forward pass, backward pass, and the differential of each under it.
-
-Notation: for one batch of each of T tasks, ``a_0 = x (T, rows, n_0)``, and for l = 1..L
-
-.. math:: z_l = a_{l-1} W_l + b_l, \qquad a_l = f_l(z_l) \; (l < L), \qquad o = z_L.
-
-A normalisation (:mod:`npmeta.network.normalisation`) or a learned structure
-(:mod:`npmeta.network.structure`) may stand between z and the activation: then
-:math:`a_l = f_l(u_l)` with :math:`u_l` made of :math:`z_l`, and without them :math:`u_l = z_l`.
-
-A bar is the derivative of the loss, :math:`\bar a_l = \partial\ell/\partial a_l`, and
-:math:`\delta_l = \partial\ell/\partial z_l`; a dot is the derivative along a direction in parameter
-space. The differential of both passes along a direction is the R-operator of Pearlmutter (1994,
-"Fast exact multiplication by the Hessian"): it turns a gradient into a Hessian-vector product.
-
-Layers are anything that acts on thin matrices (:mod:`npmeta.network.weights`), so each pass is written
-once.
-In the code lists count from 0: layer l maps ``a[l]`` to ``z[l]``. Lists of the hidden layers only
-(``pre``, ``slope``, ``curvature``, ``a_dot``, ``a_bar``, ``u_bar``) count from 0 too: ``slope[l - 1]``
-is f' at the u that ``z[l - 1]`` gave, and that gave ``a[l]``.
-"""
+"""The multilayer perceptron: its parameters, its layers, and the network as a function."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -41,137 +21,19 @@ from npmeta._support.validation import (
     check_flag,
     lookup,
     shown,
-    unmasked,
 )
 from npmeta.network import activations as _activations
+from npmeta.network import layout
 from npmeta.network.activations import Activation
 from npmeta.network.factored import FactoredBase, InputBase
 from npmeta.network.normalisation import NORMS, Normalised
-from npmeta.network.parts import PreActivation, Scheduled, pre_activation
-from npmeta.network.structure import OPEN, Structure
-from npmeta.network.weights import Dense, Layer, OuterSum, Shared, Term, Vector, flatten
+from npmeta.network.parts import Sets
+from npmeta.network.passes import backward, forward, forward_dot, slopes
+from npmeta.network.spaces import dense
+from npmeta.network.structure import OPEN, Structure, Structured
+from npmeta.network.weights import Dense, Layer, Shared, Vector
 
-__all__ = [
-    "MLP",
-    "Backward",
-    "Forward",
-    "ForwardDot",
-    "backward",
-    "backward_dot",
-    "forward",
-    "forward_dot",
-]
-
-
-class Forward(NamedTuple):
-    """Inputs a of every layer, z of every layer, and what the hidden layers hand to their activations;
-    ``z[-1]`` are the outputs o."""
-
-    a: list[Array]
-    z: list[Array]
-    pre: list[PreActivation]
-
-
-class ForwardDot(NamedTuple):
-    """The differential of a :class:`Forward`; ``a`` of the hidden layers only."""
-
-    a: list[Array]
-    z: list[Array]
-    pre: list[Any]
-
-
-class Backward(NamedTuple):
-    """The gradient of every layer, and the δ it was made from, with ā and ū of the hidden layers."""
-
-    gradient: list[Any]
-    delta: list[Array]
-    a_bar: list[Array]
-    u_bar: list[Array]
-
-
-def forward(layers: Sequence[Layer], fs: Sequence[Activation], x: Array) -> Forward:
-    """The network's outputs for ``x (T, rows, n_0)``; ``fs`` are the hidden activations."""
-    a, pre = [x], []
-    z = [layers[0].act(x)]
-    for below, layer, f in zip(layers[:-1], layers[1:], fs, strict=True):
-        pre.append(pre_activation(below, z[-1]))
-        a.append(f.f(pre[-1].u))
-        z.append(layer.act(a[-1]))
-    return Forward(a, z, pre)
-
-
-def forward_dot(
-    layers: Sequence[Layer], tangents: Sequence[Layer], at: Forward, slope: Sequence[Array]
-) -> ForwardDot:
-    """The differential of :func:`forward` along ``tangents``.
-
-    The inputs do not move: ȧ_0 = 0.
-    """
-    a_dot: list[Array] = []
-    pre_dot: list[Any] = []
-    z_dot = [tangents[0].act(at.a[0])]
-    for l in range(1, len(layers)):
-        pre_dot.append(at.pre[l - 1].forward_dot(tangents[l - 1], z_dot[-1]))
-        a_dot.append(slope[l - 1] * pre_dot[-1].u)
-        z_dot.append(layers[l].act_linear(a_dot[-1]) + tangents[l].act(at.a[l]))
-    return ForwardDot(a_dot, z_dot, pre_dot)
-
-
-def backward(
-    layers: Sequence[Layer], at: Forward, slope: Sequence[Array], delta_out: Array
-) -> Backward:
-    """The gradient of every layer, from δ_L = ∂ℓ/∂o ``(T, rows, n_L)``."""
-    delta = delta_out
-    deltas = [delta]
-    a_bars: list[Array] = []
-    u_bars: list[Array] = []
-    for l in range(len(layers) - 1, 0, -1):
-        a_bar = layers[l].act_transposed(delta)
-        u_bar = a_bar * slope[l - 1]
-        delta = at.pre[l - 1].backward(u_bar)
-        deltas.insert(0, delta)
-        a_bars.insert(0, a_bar)
-        u_bars.insert(0, u_bar)
-    gradient = [OuterSum((Term(a, d, on_bias=True),)) for a, d in zip(at.a, deltas, strict=True)]
-    # With scale and shift, where a hidden layer has them.
-    hidden = zip(at.pre, gradient[:-1], u_bars, strict=True)
-    blocks = [pre.gradient(layer, u_bar) for pre, layer, u_bar in hidden]
-    return Backward([*blocks, gradient[-1]], deltas, a_bars, u_bars)
-
-
-def backward_dot(
-    layers: Sequence[Layer],
-    tangents: Sequence[Layer],
-    at: Forward,
-    dot: ForwardDot,
-    back: Backward,
-    slope: Sequence[Array],
-    curvature: Sequence[Array | None],
-    delta_out_dot: Array,
-) -> list[Any]:
-    """The differential of :func:`backward`: the product of the Hessian with ``tangents``.
-
-    ``curvature[l]`` is f''(u[l]), or None where it is zero.
-    """
-    delta_dot = delta_out_dot
-    product: list[OuterSum] = []
-    u_bar_dots: list[Array] = []
-    for l in range(len(layers) - 1, 0, -1):
-        moved_input = Term(dot.a[l - 1], back.delta[l], on_bias=False)
-        moved_delta = Term(at.a[l], delta_dot, on_bias=True)
-        product.insert(0, OuterSum((moved_input, moved_delta)))
-        a_bar_dot = layers[l].act_transposed(delta_dot) + tangents[l].act_transposed(back.delta[l])
-        u_bar_dot = a_bar_dot * slope[l - 1]
-        f_second = curvature[l - 1]
-        if f_second is not None:
-            u_bar_dot = u_bar_dot + back.a_bar[l - 1] * f_second * dot.pre[l - 1].u
-        pre, moved = at.pre[l - 1], dot.pre[l - 1]
-        delta_dot = pre.backward_dot(moved, back.u_bar[l - 1], back.delta[l - 1], u_bar_dot)
-        u_bar_dots.insert(0, u_bar_dot)
-    product.insert(0, OuterSum((Term(at.a[0], delta_dot, on_bias=True),)))
-    hidden = zip(at.pre, product[:-1], dot.pre, back.u_bar, u_bar_dots, strict=True)
-    blocks = [pre.gradient_dot(layer, *rest) for pre, layer, *rest in hidden]
-    return [*blocks, product[-1]]
+__all__ = ["MLP"]
 
 
 class MLP:
@@ -305,12 +167,7 @@ class MLP:
     def places(self) -> dict[str, slice]:
         """Where theta has each array: ``0.weight``, ``0.bias``, ``1.weight``, ..., and between them
         ``0.scale`` and ``0.shift``, or ``0.mixture`` and ``0.gate``, where layer 0 has them."""
-        places, start = {}, 0
-        for l, shapes in enumerate(self.shapes):
-            for name, shape in shapes.items():
-                places[f"{l}.{name}"] = slice(start, start + math.prod(shape))
-                start += math.prod(shape)
-        return places
+        return layout.places(self.shapes)
 
     def with_activation(self, activation: str | Activation | Sequence[str | Activation]) -> MLP:
         """The network with other activations; parameters of one are parameters of the other."""
@@ -386,17 +243,7 @@ class MLP:
             are several sets; mixture ``(K,)`` and gate ``(n_out,)``; with a leading task axis if theta
             has one.
         """
-        theta = as_parameters(theta, self.n_params)
-        layers, start = [], 0
-        for shapes in self.shapes:
-            arrays = []
-            for shape in shapes.values():
-                size = math.prod(shape)
-                flat = theta[..., start : start + size]
-                arrays.append(flat.reshape(*theta.shape[:-1], *shape))
-                start += size
-            layers.append(tuple(arrays))
-        return layers
+        return layout.unpack(self.shapes, as_parameters(theta, self.n_params))
 
     def pack(self, layers: Sequence[Sequence[ArrayLike]]) -> Array:
         """The inverse of :meth:`unpack`: theta ``(P,)`` or ``(T, P)`` from each layer's arrays.
@@ -406,30 +253,7 @@ class MLP:
         ValueError
             If the number of layers or the shape of one is not this network's.
         """
-        if not isinstance(layers, Sequence) or not all(isinstance(l, Sequence) for l in layers):
-            raise ValueError(f"layers must be a list of lists of arrays, got {shown(layers)}")
-        if len(layers) != self.n_layers:
-            raise ValueError(f"expected {self.n_layers} layers, got {len(layers)}")
-        letters = {"weight": "W", "bias": "b"}
-        flat = []
-        for l, (shapes, given) in enumerate(zip(self.shapes, layers, strict=True)):
-            arrays = [unmasked(array, "layers") for array in given]
-            lead = arrays[0].shape[:-2]
-            if [array.shape for array in arrays] != [(*lead, *own) for own in shapes.values()] or (
-                len(lead) > 1
-            ):
-                expected = " and ".join(
-                    f"{letters.get(name, name)} {own}" for name, own in shapes.items()
-                )
-                every, none = ("both", "neither") if len(shapes) == 2 else ("all", "none")
-                raise ValueError(
-                    f"layer {l} must have {expected}, {every} or {none} with a task axis in front; got "
-                    f"{' and '.join(str(array.shape) for array in arrays)}"
-                )
-            flat += [array.reshape(*lead, -1) for array in arrays]
-        if len({part.shape[:-1] for part in flat}) != 1:
-            raise ValueError("either all layers have a task axis, of one length, or none has")
-        return np.concatenate(flat, axis=-1)
+        return layout.pack(self.shapes, layers)
 
     def layers(self, theta: Array, forms: Sequence[str] | None = None) -> list[Layer]:
         """The layers of theta as the passes take them: shared for ``(P,)``, dense for ``(T, P)``.
@@ -440,13 +264,12 @@ class MLP:
         arrays = self.unpack(theta)
         if np.ndim(theta) == 2:
             return self.in_parts([Dense(W, b) for W, b, *_ in arrays], arrays)
-        kinds: list[type[Shared]] = [Shared] * self.n_layers
-        if forms is not None:
-            factored = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
-            kinds = [
-                k if form == "factored" else Shared for k, form in zip(factored, forms, strict=True)
-            ]
-        layers = [kind(W, b) for kind, (W, b, *_) in zip(kinds, arrays, strict=True)]
+        forms = forms or ["dense"] * self.n_layers
+        factored: list[Any] = [InputBase, *[FactoredBase] * (self.n_layers - 1)]
+        layers = [
+            (kind if form == "factored" else Shared)(W, b)
+            for kind, form, (W, b, *_) in zip(factored, forms, arrays, strict=True)
+        ]
         return self.in_parts(layers, arrays)
 
     def in_parts(self, layers: Sequence[Layer], arrays: Sequence[Sequence[Array]]) -> list[Layer]:
@@ -455,20 +278,28 @@ class MLP:
         if self.is_plain:
             return [*layers]
         hidden = zip(layers[:-1], arrays[:-1], strict=True)
-        return [*(self._in_parts(layer, further) for layer, (_, _, *further) in hidden), layers[-1]]
-
-    def _in_parts(self, layer: Layer, further: Sequence[Array]) -> Layer:
-        held = [self._held(values) for values in further]
+        parts = [(layer, *map(self._held, further)) for layer, (_, _, *further) in hidden]
         if self.structure is not None:
-            return self.structure.block(layer, held)
-        scale, shift = held
-        return Normalised(layer, scale, shift, self.norm)
+            return [*(Structured(own, self.structure.functions) for own in parts), layers[-1]]
+        return [*(Normalised(own, str(self.norm)) for own in parts), layers[-1]]
 
-    def _held(self, values: Array) -> Vector | Scheduled:
-        """Parameters beside W and b as inner steps are to treat them."""
-        if self.adapts_all:
+    def _held(self, values: Array) -> Vector:
+        """Parameters beside W and b."""
+        if self.norm_sets == 1:
             return Vector(values)
-        return Scheduled(values[..., None, :] if self.norm_sets == 1 else values)
+        return Sets(values.reshape(*values.shape[:-2], -1), values.shape[-1])
+
+    def begun_anew(self, phi: Array, steps: int) -> Array:
+        """Parameters after some inner steps as those of a network before its first: of several sets of
+        scales and shifts, the one that counts now comes first, and the last fills up."""
+        if self.norm_sets == 1:
+            return phi
+        later = np.minimum(np.arange(self.norm_sets) + steps, self.norm_sets - 1)
+        index = np.arange(self.n_params)
+        for name, place in self.places.items():
+            if name.endswith(("scale", "shift")):
+                index[place] = index[place].reshape(self.norm_sets, -1)[later].reshape(-1)
+        return phi[..., index]
 
     # --- the network as a function --------------------------------------------------------------
 
@@ -512,7 +343,7 @@ class MLP:
         v = self._like(v, theta.shape, theta.dtype, "v")
         layers = self.layers(theta)
         at = forward(layers, self.activations, x)
-        o_dot = forward_dot(layers, self.layers(v), at, self.slopes(at)).z[-1]
+        o_dot = forward_dot(layers, self.layers(v), at, slopes(self.activations, at)).z[-1]
         return o_dot[0] if rows_only else o_dot
 
     def vjp(self, theta: ArrayLike, x: ArrayLike, cotangent: ArrayLike) -> Array:
@@ -534,19 +365,9 @@ class MLP:
         u = self._like(cotangent, shape[1:] if rows_only else shape, theta.dtype, "cotangent")
         layers = self.layers(theta)
         at = forward(layers, self.activations, x)
-        back = backward(layers, at, self.slopes(at), u.reshape(shape))
-        pulled = flatten([gradient.dense() for gradient in back.gradient])
+        back = backward(layers, at, slopes(self.activations, at), u.reshape(shape))
+        pulled = dense(back.gradient)
         return pulled[0] if rows_only else pulled
-
-    def slopes(self, at: Forward) -> list[Array]:
-        """f'(u) of every hidden layer."""
-        hidden = zip(self.activations, at.pre, at.a[1:], strict=True)
-        return [f.df(pre.u, a) for f, pre, a in hidden]
-
-    def curvatures(self, at: Forward) -> list[Array | None]:
-        """f''(u) of every hidden layer; None where it is zero."""
-        hidden = zip(self.activations, at.pre, at.a[1:], strict=True)
-        return [f.d2f(pre.u, a) if f.d2f else None for f, pre, a in hidden]
 
     # --- the boundary ---------------------------------------------------------------------------
 

@@ -12,20 +12,20 @@ Batch normalisation has no memory here: the statistics are those of the rows at 
 on the support pass and of the query set on the query pass. So the output for one query row depends on
 the other query rows: predictions are transductive.
 
-Scale γ and shift β are parameters of the block, after W and b. Inner steps move them as they move
-weights, or do not (:mod:`npmeta.network.parts`).
+Scale γ and shift β are parameters of the block, after W and b. There may be several sets of them, one
+for each step of the inner loop (:class:`npmeta.network.parts.Sets`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from npmeta._support.validation import Array
-from npmeta.network.parts import Parted, PreActivation, Scheduled, Unmoved, gradient_of, values_of
+from npmeta.network.parts import Parted, Parts, PreActivation
 from npmeta.network.weights import OuterSum, Vector, row_sum
 
 __all__ = ["EPS", "NORMS", "Normalised", "Standardised"]
@@ -76,19 +76,19 @@ class Standardised(PreActivation):
         centred = z - self.mean(z)
         self.sigma = np.sqrt(self.mean(centred * centred) + EPS)
         self.z_hat = centred / self.sigma
-        self.scale = _rows(block.scale)
-        self.u = self.scale * self.z_hat + _rows(block.shift)
+        self.scale, self.shift = block.rows_of(block)
+        self.u = self.scale * self.z_hat + self.shift
 
     def terms(self, of_z: Array) -> Array:
         centred = (of_z + self.mean(of_z)) / np.abs(self.sigma)
-        return np.abs(self.scale) * centred + np.abs(_rows(self.block.shift))
+        return np.abs(self.scale) * centred + np.abs(self.shift)
 
-    def forward_dot(self, tangent: Normalised, z_dot: Array) -> StandardisedDot:
+    def forward_dot(self, tangent: Parts, z_dot: Array) -> StandardisedDot:
         # σ̇ = mean((z − μ) ∘ ż)/σ;  u̇ = γ ∘ ẑ̇ + γ̇ ∘ ẑ + β̇
         sigma_dot = self.mean(self.z_hat * z_dot)
         z_hat_dot = (z_dot - self.mean(z_dot) - self.z_hat * sigma_dot) / self.sigma
-        scale_dot = _rows(tangent.scale)
-        u_dot = self.scale * z_hat_dot + scale_dot * self.z_hat + _rows(tangent.shift)
+        scale_dot, shift_dot = self.block.rows_of(tangent)
+        u_dot = self.scale * z_hat_dot + scale_dot * self.z_hat + shift_dot
         return StandardisedDot(u_dot, z_hat_dot, sigma_dot, scale_dot)
 
     def backward(self, u_bar: Array) -> Array:
@@ -106,13 +106,13 @@ class Standardised(PreActivation):
         delta_dot: Array = (moved - dot.sigma * delta) / self.sigma
         return delta_dot
 
-    def gradient(self, layer: OuterSum, u_bar: Array) -> Normalised:
+    def gradient(self, layer: OuterSum, u_bar: Array) -> Parts:
         # γ-bar = 1ᵀ (ū ∘ ẑ);  β-bar = 1ᵀ ū
         return self._gradient(layer, row_sum(u_bar * self.z_hat), row_sum(u_bar))
 
     def gradient_dot(
         self, layer: OuterSum, dot: StandardisedDot, u_bar: Array, u_bar_dot: Array
-    ) -> Normalised:
+    ) -> Parts:
         by_scale = row_sum(u_bar_dot * self.z_hat + u_bar * dot.z_hat)
         return self._gradient(layer, by_scale, row_sum(u_bar_dot))
 
@@ -120,18 +120,12 @@ class Standardised(PreActivation):
         projected: Array = v - self.mean(v) - self.z_hat * self.mean(self.z_hat * v)
         return projected
 
-    def _gradient(self, layer: OuterSum, by_scale: Array, by_shift: Array) -> Normalised:
-        scale, shift = self.block.scale, self.block.shift
-        return Normalised(layer, gradient_of(scale, by_scale), gradient_of(shift, by_shift))
+    def _gradient(self, layer: OuterSum, by_scale: Array, by_shift: Array) -> Parts:
+        _, scale, shift = self.block.parts
+        return Parts((layer, Vector(scale.scatter(by_scale)), Vector(shift.scatter(by_shift))))
 
 
 # --- the parameters -------------------------------------------------------------------------------
-
-
-def _rows(held: Vector | Scheduled | Unmoved) -> Array:
-    """γ, or β, ``(n,)`` or ``(T, 1, n)``: what every row is multiplied by, or gets added."""
-    values = values_of(held)
-    return values if values.ndim == 1 else values[:, None, :]
 
 
 @dataclass(frozen=True)
@@ -140,21 +134,17 @@ class Normalised(Parted):
 
     Attributes
     ----------
-    scale, shift : Vector, Scheduled or Unmoved
-    norm : {"batch", "layer"}, or None in a gradient
+    norm : {"batch", "layer"}
     """
 
-    scale: Any
-    shift: Any
-    norm: str | None = None
+    norm: str
 
     def between(self, z: Array) -> PreActivation:
         return Standardised(self, z)
 
-    @property
-    def _parts(self) -> tuple[Any, ...]:
-        return self.layer, self.scale, self.shift
-
-    def _of(self, parts: Iterable[Any]) -> Normalised:
-        layer, scale, shift = parts
-        return Normalised(layer, scale, shift, self.norm)
+    def rows_of(self, parts: Parts) -> tuple[Array, Array]:
+        """γ and β of the block, or of a direction of it: what every row is multiplied by, or gets
+        added, ``(n,)`` or ``(T, 1, n)``."""
+        (_, own_scale, own_shift), (_, scale, shift) = self.parts, parts.parts
+        scale, shift = own_scale.gather(scale.values), own_shift.gather(shift.values)
+        return (scale, shift) if scale.ndim == 1 else (scale[:, None, :], shift[:, None, :])

@@ -14,7 +14,7 @@ In the passes of a network a is what the layer hands to its activation, which is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,9 +24,9 @@ import numpy as np
 from npmeta._support.validation import Array, as_list, check_flag
 from npmeta.network import activations
 from npmeta.network.activations import Activation
-from npmeta.network.parts import Parted, PreActivation, Scheduled, Unmoved, gradient_of, values_of
+from npmeta.network.parts import Parted, Parts, PreActivation
 from npmeta.network.softmax import relative_to_largest, softmax, through_softmax
-from npmeta.network.weights import Layer, OuterSum, Vector, row_sum, total
+from npmeta.network.weights import OuterSum, Vector, row_sum, total
 
 __all__ = ["OPEN", "Mixed", "Structure", "Structured", "gates_of", "shares_of"]
 
@@ -132,38 +132,27 @@ class Structure:
             shapes["gate"] = (n,)
         return shapes
 
-    def block(self, layer: Layer, held: Sequence[Vector | Scheduled]) -> Structured:
-        """A layer with the arrays that :meth:`shapes` names."""
-        parts = iter(held)
-        mixture = next(parts) if len(self.functions) > 1 else None
-        return Structured(layer, mixture, next(parts) if self.gates else None, self.functions)
-
 
 @dataclass(frozen=True)
 class Structured(Parted):
-    """A hidden layer with its structure, in two or three parts: W and b, μ, γ.
+    """A hidden layer with its structure, in two or three parts: W and b, μ where there are several
+    candidates, γ where there are gates.
 
     Attributes
     ----------
-    mixture, gate : Vector, Scheduled or Unmoved; None where there is none
-    candidates : tuple of Activation; none in a gradient
+    candidates : tuple of Activation
     """
 
-    mixture: Any
-    gate: Any
-    candidates: tuple[Activation, ...] = ()
+    candidates: tuple[Activation, ...]
 
     def between(self, z: Array) -> PreActivation:
         return Mixed(self, z)
 
-    @property
-    def _parts(self) -> tuple[Any, ...]:
-        return tuple(part for part in (self.layer, self.mixture, self.gate) if part is not None)
-
-    def _of(self, parts: Iterable[Any]) -> Structured:
-        layer, *others = parts
-        mixture = None if self.mixture is None else others.pop(0)
-        return Structured(layer, mixture, others.pop() if others else None, self.candidates)
+    def logits_of(self, parts: Parts) -> tuple[Array | None, Array | None]:
+        """μ and γ of the block, or of a direction of it; None for what is not there."""
+        others = [part.values for part in parts.parts[1:]]
+        mixture = others.pop(0) if len(self.candidates) > 1 else None
+        return mixture, others[0] if others else None
 
 
 # --- the passes -------------------------------------------------------------------------------------
@@ -190,10 +179,12 @@ class Mixed(PreActivation):
 
     def __init__(self, block: Structured, z: Array) -> None:
         self.block, self.z = block, z
+        self.gate: Any
         self.f = [f.f(z) for f in block.candidates]
-        self.p = None if block.mixture is None else shares_of(values_of(block.mixture))
+        mixture, self.gate = block.logits_of(block)
+        self.p = None if mixture is None else shares_of(mixture)
         self.m = self._mix(self.p, self.f)
-        self.g = None if block.gate is None else _rows(gates_of(values_of(block.gate)))
+        self.g = None if self.gate is None else _rows(gates_of(self.gate))
         self.u = self._gated(self.m)
 
     @property
@@ -219,16 +210,16 @@ class Mixed(PreActivation):
         found = [p * d2f(self.z, a) for p, d2f, a in parts if d2f is not None]
         return total(found) if found else np.zeros_like(self.z)
 
-    def forward_dot(self, tangent: Structured, z_dot: Array) -> MixedDot:
+    def forward_dot(self, tangent: Parts, z_dot: Array) -> MixedDot:
         # ṗ = J(μ̇);  ṁ = m' ∘ ż + Σ ṗ_k f_k;  ġ = σ' ∘ γ̇;  u̇ = g ∘ ṁ + ġ ∘ m
         m_dot = self.slope * z_dot
-        p_dot = gate_dot = g_dot = None
-        if self.p is not None:
-            p_dot = self._jacobian(values_of(tangent.mixture))
+        mixture_dot, gate_dot = self.block.logits_of(tangent)
+        p_dot = g_dot = None
+        if mixture_dot is not None:
+            p_dot = self._jacobian(mixture_dot)
             m_dot = m_dot + self._mix(p_dot, self.f)
         u_dot = self._gated(m_dot)
-        if self.g is not None:
-            gate_dot = values_of(tangent.gate)
+        if gate_dot is not None:
             g_dot = _rows(self._gate_slope * gate_dot)
             u_dot = u_dot + g_dot * self.m
         return MixedDot(u_dot, z_dot, m_dot, p_dot, gate_dot, g_dot)
@@ -246,17 +237,15 @@ class Mixed(PreActivation):
         delta_dot: Array = self.slope * m_bar_dot + slope_dot * m_bar
         return delta_dot
 
-    def gradient(self, layer: OuterSum, u_bar: Array) -> Structured:
+    def gradient(self, layer: OuterSum, u_bar: Array) -> Parts:
         mixture = gate = None
         if self.p is not None:
             mixture = self._jacobian(self._by_share(self._gated(u_bar), self.f))
         if self.g is not None:
             gate = self._gate_slope * row_sum(u_bar * self.m)
-        return self._gradient(layer, mixture, gate)
+        return _gradient(layer, mixture, gate)
 
-    def gradient_dot(
-        self, layer: OuterSum, dot: MixedDot, u_bar: Array, u_bar_dot: Array
-    ) -> Structured:
+    def gradient_dot(self, layer: OuterSum, dot: MixedDot, u_bar: Array, u_bar_dot: Array) -> Parts:
         mixture = gate = None
         if self.p is not None and dot.p is not None:
             # p_k-bar = ⟨m-bar, f_k⟩;  its differential is ⟨m-bar-dot, f_k⟩ + ⟨m-bar, f'_k ∘ ż⟩
@@ -273,7 +262,7 @@ class Mixed(PreActivation):
             g_bar = row_sum(u_bar * self.m)
             g_bar_dot = row_sum(u_bar_dot * self.m + u_bar * dot.m)
             gate = self._gate_slope * g_bar_dot + self._gate_curvature * dot.gate * g_bar
-        return self._gradient(layer, mixture, gate)
+        return _gradient(layer, mixture, gate)
 
     # --- the pieces of these
 
@@ -305,21 +294,17 @@ class Mixed(PreActivation):
     @cached_property
     def _gate_slope(self) -> Array:
         """σ' at γ."""
-        logits = values_of(self.block.gate)
-        return _SIGMOID.df(logits, gates_of(logits))
+        return _SIGMOID.df(self.gate, gates_of(self.gate))
 
     @property
     def _gate_curvature(self) -> Array:
         """σ'' at γ."""
-        logits = values_of(self.block.gate)
         assert _SIGMOID.d2f is not None
-        return _SIGMOID.d2f(logits, gates_of(logits))
+        return _SIGMOID.d2f(self.gate, gates_of(self.gate))
 
-    def _gradient(self, layer: OuterSum, mixture: Array | None, gate: Array | None) -> Structured:
-        def held(own: Any, values: Array | None) -> Vector | Unmoved | None:
-            return None if values is None else gradient_of(own, values)
 
-        return Structured(layer, held(self.block.mixture, mixture), held(self.block.gate, gate))
+def _gradient(layer: OuterSum, mixture: Array | None, gate: Array | None) -> Parts:
+    return Parts((layer, *(Vector(part) for part in (mixture, gate) if part is not None)))
 
 
 def _rows(gates: Array) -> Array:

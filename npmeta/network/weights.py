@@ -1,13 +1,13 @@
-r"""How a block of parameters is held, and the one operation both loops of MAML are made of.
+r"""How a layer's weights, and other parameters, are held.
 
-The inner loop subtracts gradients from the weights; the adjoint subtracts Hessian products from the
-cotangent. A gradient of a layer is a short sum of outer products,
+A gradient of a layer is a short sum of outer products,
 
 .. math:: \nabla W = \sum_i \mathrm{left}_i^\top \mathrm{right}_i, \qquad
           \nabla b = \sum_{i \text{ on bias}} 1^\top \mathrm{right}_i,
 
-and both loops go through one door, :meth:`Block.descend`. Whoever works with a block asks it to act
-on thin matrices and to descend; how it holds its numbers is nobody else's business.
+and whatever moves subtracts such sums: the inner loop from the weights, the adjoint from the cotangent.
+Whoever works with a layer asks it to act on thin matrices and to descend; how it holds its numbers is
+nobody else's business.
 
 =====================  ==========================================================================
 :class:`Shared`        a layer with one ``W (n_in, n_out)`` for all tasks: one product over T·rows
@@ -16,13 +16,14 @@ on thin matrices and to descend; how it holds its numbers is nobody else's busin
 :class:`Vector`        parameters without layers, ``(P,)`` or ``(T, P)``: its own gradient
 =====================  ==========================================================================
 
-A point of parameter space is a list of blocks; so are a gradient, a direction and a cotangent.
+Points, cotangents and directions are lists of these, and of those of :mod:`npmeta.network.factored` and
+:mod:`npmeta.network.parts`; what may be done with which is in :mod:`npmeta.network.spaces`.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -32,61 +33,90 @@ import numpy as np
 from npmeta._support.validation import Array
 
 __all__ = [
-    "Block",
+    "Cotangent",
     "Dense",
+    "Direction",
     "Gradient",
     "Layer",
+    "Linear",
     "OuterSum",
+    "Point",
     "Scale",
     "Shared",
     "Term",
     "Vector",
-    "flatten",
-    "paired",
+    "Weights",
     "product",
     "row_sum",
     "total",
 ]
 
 #: What multiplies a block: one factor for each of its arrays (W and b; or one alone), each a number
-#: or an array of that shape.
-Scale: TypeAlias = tuple[Any, ...]
+#: or an array of that shape; or a number for all of them.
+Scale: TypeAlias = "float | tuple[Any, ...]"
 
 
-class Block(Protocol):
-    """Part of a point, or of a direction, in parameter space."""
+def each(scale: Scale, n: int) -> tuple[Any, ...]:
+    """A factor for each of n arrays."""
+    return scale if isinstance(scale, tuple) else (scale,) * n
 
-    def descend(self, gradient: Any, scale: Scale | None = None, shrink: Scale | None = None) -> Block:
+
+# --- the roles ------------------------------------------------------------------------------------
+
+
+class Point(Protocol):
+    """Part of where one is: parameters of all tasks, or of each."""
+
+    def descend(self, gradient: Any, scale: Scale | None = None, shrink: Scale | None = None) -> Point:
         """``(1 − shrink) ∘ self − scale ∘ gradient``, with a task axis if there was none.
 
         Without ``scale`` the gradient counts once; without ``shrink`` nothing shrinks.
         """
 
-    def scaled(self, scale: Scale) -> Block:
-        """``scale ∘ self``."""
-
-    def cotangent(self, gradient: Any) -> Block:
-        """A gradient as a direction, held the way this block is."""
-
-    def dot(self, gradient: Any) -> Array:
-        """``⟨self, gradient⟩`` for each task, ``(T,)``."""
+    def cotangent(self, gradient: Any) -> Cotangent:
+        """A gradient at this point, held the way the point is."""
 
     def flat(self) -> Array:
         """The numbers in a row, ``(T, P_block)``, or ``(P_block,)`` where all tasks share them."""
+
+
+class Cotangent(Protocol):
+    """Part of what the derivative of a loss by a point is."""
+
+    def descend(
+        self, gradient: Any, scale: Scale | None = None, shrink: Scale | None = None
+    ) -> Cotangent:
+        """As that of a point."""
+
+    def scaled(self, scale: Scale) -> Cotangent:
+        """``scale ∘ self``: by step sizes, a :class:`Direction`."""
+
+    def dot(self, gradient: Any, scale: Scale = 1.0) -> Array:
+        """``⟨self, scale ∘ gradient⟩`` for each task, ``(T,)``; the factors are numbers."""
+
+    def flat(self) -> Array:
+        """``(T, P_block)``."""
 
     def task_mean(self) -> Array:
         """Mean over the tasks, flat, ``(P_block,)``."""
 
 
+class Direction(Protocol):
+    """Part of what one moves along. The passes take it as a :class:`Layer`."""
+
+    def flat(self) -> Array:
+        """``(T, P_block)``, or ``(P_block,)`` where it is that of all tasks."""
+
+
 class Gradient(Protocol):
-    """A gradient of a block, or a Hessian product, in whatever form the objective makes it."""
+    """A cotangent, or a Hessian product, in whatever form the objective makes it."""
 
-    def dense(self) -> Block:
-        """The same numbers as a block, a value for each task."""
+    def dense(self) -> Cotangent:
+        """The same numbers multiplied out."""
 
 
-class Layer(Block, Protocol):
-    """A block that is a layer, ``h ↦ h W + b``: all that the passes of an MLP ask of it."""
+class Linear(Protocol):
+    """``h ↦ h W + b``: all that the passes of an MLP ask of a layer, and of a direction of one."""
 
     def act(self, h: Array) -> Array:
         """``h W + b`` for ``h (T, rows, n_in)``."""
@@ -96,6 +126,13 @@ class Layer(Block, Protocol):
 
     def act_transposed(self, d: Array) -> Array:
         """``d Wᵀ`` for ``d (T, rows, n_out)``."""
+
+
+class Layer(Linear, Point, Protocol):
+    """A point that is a layer."""
+
+
+# --- sums of outer products -----------------------------------------------------------------------
 
 
 class Term(NamedTuple):
@@ -130,15 +167,6 @@ def product(h: Array, W: Array) -> Array:
     return result
 
 
-def paired(layer: Layer, gradient: OuterSum) -> Array:
-    """``⟨layer, gradient⟩`` for each task: ⟨W, leftᵀ right⟩ = Σ (left W) ∘ right, no matrix formed."""
-    total: Array = np.zeros(())
-    for term in gradient.terms:
-        acted = layer.act(term.left) if term.on_bias else layer.act_linear(term.left)
-        total = total + np.einsum("tri,tri->t", acted, term.right)
-    return total
-
-
 def row_sum(rows: Array) -> Array:
     """``1ᵀ rows``: as a product twice as fast as a sum over an inner axis."""
     total: Array = np.ones(rows.shape[-2], dtype=rows.dtype) @ rows
@@ -150,7 +178,23 @@ def total(arrays: Iterable[Array]) -> Array:
     return reduce(operator.add, arrays)
 
 
-class _Held:
+# --- layers ---------------------------------------------------------------------------------------
+
+
+class Weights:
+    """What all ways of holding a layer have in common: those that act can be paired."""
+
+    def dot(self: Linear, gradient: OuterSum, scale: Scale = 1.0) -> Array:
+        """⟨W, leftᵀ right⟩ = Σ (left W) ∘ right: no matrix is formed."""
+        pairs: Any = np.zeros(())
+        for left, right, on_bias in gradient.terms:
+            acted = self.act(left) if on_bias else self.act_linear(left)
+            pairs = pairs + np.einsum("tri,tri->t", acted, right)
+        weighed: Array = pairs * each(scale, 2)[0]
+        return weighed
+
+
+class _Held(Weights):
     """What :class:`Shared` and :class:`Dense` have in common: a matrix and a bias, multiplied out."""
 
     W: Array
@@ -158,16 +202,20 @@ class _Held:
 
     def descend(
         self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
-    ) -> Layer:
+    ) -> Dense:
         step = gradient.dense() if scale is None else gradient.dense().scaled(scale)
-        W, b = (self.W, self.b) if shrink is None else self._shrunk(*shrink)
+        W, b = self.W, self.b
+        if shrink is not None:
+            by_W, by_b = each(shrink, 2)
+            W, b = W - by_W * W, b - by_b * b
         return Dense(np.subtract(W, step.W, out=step.W), np.subtract(b, step.b, out=step.b))
 
-    def cotangent(self, gradient: OuterSum) -> Layer:
+    def cotangent(self, gradient: OuterSum) -> Cotangent:
         return gradient.dense()
 
-    def _shrunk(self, shrink_W: Any, shrink_b: Any) -> tuple[Array, Array]:
-        return self.W - shrink_W * self.W, self.b - shrink_b * self.b
+    def flat(self) -> Array:
+        *lead, _ = self.b.shape
+        return np.concatenate([self.W.reshape(*lead, -1), self.b], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -190,16 +238,8 @@ class Shared(_Held):
         return product(d.reshape(-1, d.shape[-1]), self.W.T).reshape(*d.shape[:-1], self.W.shape[0])
 
     def scaled(self, scale: Scale) -> Shared:
-        return Shared(scale[0] * self.W, scale[1] * self.b)
-
-    def dot(self, gradient: OuterSum) -> Array:
-        return paired(self, gradient)
-
-    def flat(self) -> Array:
-        return np.concatenate([self.W.reshape(-1), self.b])
-
-    def task_mean(self) -> Array:
-        return self.flat()
+        by_W, by_b = each(scale, 2)
+        return Shared(by_W * self.W, by_b * self.b)
 
 
 @dataclass(frozen=True)
@@ -221,13 +261,8 @@ class Dense(_Held):
         return product(d, self.W.swapaxes(-1, -2))
 
     def scaled(self, scale: Scale) -> Dense:
-        return Dense(scale[0] * self.W, scale[1] * self.b)
-
-    def dot(self, gradient: OuterSum) -> Array:
-        return paired(self, gradient)
-
-    def flat(self) -> Array:
-        return np.concatenate([self.W.reshape(len(self.W), -1), self.b], axis=-1)
+        by_W, by_b = each(scale, 2)
+        return Dense(by_W * self.W, by_b * self.b)
 
     def task_mean(self) -> Array:
         # One product with the vector of weights 1/T: in float32 a sum over an outer axis, one task
@@ -235,6 +270,9 @@ class Dense(_Held):
         flat = self.flat()
         share = np.full(len(flat), 1 / len(flat), dtype=flat.dtype)
         return share @ flat
+
+
+# --- a vector -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -246,31 +284,34 @@ class Vector:
     def descend(
         self, gradient: Vector, scale: Scale | None = None, shrink: Scale | None = None
     ) -> Vector:
-        step = gradient.scaled(scale) if scale else gradient
-        kept = self.values - shrink[0] * self.values if shrink else self.values
+        step = gradient if scale is None else gradient.scaled(scale)
+        kept = self.values if shrink is None else self.values - each(shrink, 1)[0] * self.values
         return Vector(kept - step.values)
-
-    def scaled(self, scale: Scale) -> Vector:
-        return Vector(scale[0] * self.values)
 
     def cotangent(self, gradient: Vector) -> Vector:
         return gradient
 
-    def dot(self, gradient: Vector) -> Array:
-        products: Array = np.einsum("tp,tp->t", self.values, gradient.values)
+    def scaled(self, scale: Scale) -> Vector:
+        return Vector(each(scale, 1)[0] * self.values)
+
+    def dot(self, gradient: Vector, scale: Scale = 1.0) -> Array:
+        products: Array = np.einsum("tp,tp->t", self.values, gradient.values) * each(scale, 1)[0]
         return products
 
     def dense(self) -> Vector:
         return self
 
+    def gather(self, values: Array) -> Array:
+        """Of numbers for all parameters those that the pass takes: all."""
+        return values
+
+    def scatter(self, values: Array) -> Array:
+        """Its transpose."""
+        return values
+
     def flat(self) -> Array:
         return self.values
 
     def task_mean(self) -> Array:
-        mean: Array = self.values.mean(0) if self.values.ndim == 2 else self.values
+        mean: Array = self.values.mean(0)
         return mean
-
-
-def flatten(blocks: Sequence[Block]) -> Array:
-    """The blocks of a point side by side, ``(T, P)`` (``(P,)`` where all tasks share them)."""
-    return np.concatenate([block.flat() for block in blocks], axis=-1)

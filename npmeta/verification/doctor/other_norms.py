@@ -24,9 +24,10 @@ from npmeta._support.validation import Array
 from npmeta.bilevel.objective import Risk
 from npmeta.network.activations import Activation
 from npmeta.network.losses import Loss, LossAt
-from npmeta.network.mlp import MLP, forward
-from npmeta.network.normalisation import EPS, Normalised, Standardised, _rows
-from npmeta.network.parts import PreActivation
+from npmeta.network.mlp import MLP
+from npmeta.network.normalisation import EPS, Normalised, Standardised
+from npmeta.network.parts import Parts, PreActivation
+from npmeta.network.passes import forward
 from npmeta.network.weights import Layer, OuterSum
 
 __all__ = [
@@ -128,12 +129,12 @@ class _Otherwise(Standardised):
         self.constant = how.constant or block.fixed is not None
         self.deviation, self.k, self.kappa = deviation, k, k * self.sigma / deviation
         self.z_hat = (z - mean) / self.sigma
-        self.scale = _rows(block.scale)
+        self.scale, self.shift = block.rows_of(block)
         self.u = self.z_hat
         if how.affine:
-            self.u = self.scale * self.z_hat + _rows(block.shift)
+            self.u = self.scale * self.z_hat + self.shift
 
-    def forward_dot(self, tangent: Normalised, z_dot: Array) -> Any:
+    def forward_dot(self, tangent: Parts, z_dot: Array) -> Any:
         sigma_dot: Array | float = 0.0
         kappa_dot: Array | float = 0.0
         z_hat_dot = z_dot
@@ -143,9 +144,10 @@ class _Otherwise(Standardised):
             kappa_dot = self.k * sigma_dot * (s - self.sigma) / s**2  # 0 where σ is s
             z_hat_dot = z_dot - mean(z_dot) - self.z_hat * sigma_dot
         z_hat_dot = z_hat_dot / self.sigma
-        scale_dot, u_dot = _rows(tangent.scale), z_hat_dot
+        scale_dot, shift_dot = self.block.rows_of(tangent)
+        u_dot = z_hat_dot
         if self.how.affine:
-            u_dot = self.scale * z_hat_dot + scale_dot * self.z_hat + _rows(tangent.shift)
+            u_dot = self.scale * z_hat_dot + scale_dot * self.z_hat + shift_dot
         return _Dot(u_dot, z_hat_dot, sigma_dot, kappa_dot, scale_dot)
 
     def backward(self, u_bar: Array) -> Array:
@@ -176,7 +178,7 @@ class _Otherwise(Standardised):
     def _z_hat_bar(self, u_bar: Array) -> Array:
         return self.scale * u_bar if self.how.affine else u_bar
 
-    def _gradient(self, layer: OuterSum, by_scale: Array, by_shift: Array) -> Normalised:
+    def _gradient(self, layer: OuterSum, by_scale: Array, by_shift: Array) -> Parts:
         share = float(self.how.affine)
         return super()._gradient(layer, share * by_scale, share * by_shift)
 
@@ -198,7 +200,7 @@ class _After(PreActivation):
         self.normalised = _Otherwise(block, a)
         self.u, self.statistics = self.normalised.u, self.normalised.statistics
 
-    def forward_dot(self, tangent: Normalised, z_dot: Array) -> Any:
+    def forward_dot(self, tangent: Parts, z_dot: Array) -> Any:
         dot = self.normalised.forward_dot(tangent, self.slope * z_dot)
         return _AfterDot(dot.u, dot, z_dot)
 
@@ -251,7 +253,7 @@ class OtherNorm(MLP):
         parts = zip(hidden, self.model.activations, self.fixed, strict=True)
         return [
             *(
-                _Block(b.layer, b.scale, b.shift, b.norm, how=self.how, activation=f, fixed=fixed)
+                _Block(b.parts, b.norm, how=self.how, activation=f, fixed=fixed)
                 for b, f, fixed in parts
                 if isinstance(b, Normalised)
             ),

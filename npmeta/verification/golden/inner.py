@@ -14,7 +14,7 @@ import numpy as np
 
 from npmeta._support.validation import Array
 from npmeta.bilevel.objective import Batch, Risk
-from npmeta.network.mlp import forward
+from npmeta.network.passes import forward
 from npmeta.verification.doctor.files import named_arrays
 from npmeta.verification.golden.maml import loss_words
 from npmeta.verification.golden.others import OtherCase

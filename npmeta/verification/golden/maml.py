@@ -16,7 +16,7 @@ import numpy as np
 
 from npmeta._support.validation import Array
 from npmeta.algorithms import MAML
-from npmeta.network.mlp import forward
+from npmeta.network.passes import forward
 from npmeta.verification.doctor.choices import Backward
 from npmeta.verification.doctor.faults import FAULTS
 from npmeta.verification.doctor.files import described, named_arrays, tensors_of

@@ -11,7 +11,7 @@ from npmeta._support.validation import Array
 from npmeta.algorithms import MAML
 from npmeta.algorithms.base import MetaParameters
 from npmeta.bilevel.objective import Risk
-from npmeta.network.mlp import forward
+from npmeta.network.passes import forward
 from npmeta.tasks import TaskBatch
 from npmeta.verification.oracles.meta_loss import MetaLoss, layers, tiny_step
 from npmeta.verification.rounding import ROUNDINGS, unit
