@@ -1,7 +1,10 @@
 """Settings of the whole suite."""
 
+import os
 import signal
+import sys
 
+import pytest
 from hypothesis import settings
 
 # A shell without job control starts what goes on in the background with interrupts ignored, and so
@@ -15,3 +18,18 @@ settings.register_profile(
     "deterministic", derandomize=True, deadline=None, database=None, max_examples=30
 )
 settings.load_profile("deterministic")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bytecode(tmp_path_factory):
+    """Where Python is told to leave no bytecode beside sources (PYTHONDONTWRITEBYTECODE), each process
+    that a test starts would compile npmeta anew: they share a folder for it."""
+    if not sys.dont_write_bytecode or "PYTHONPYCACHEPREFIX" in os.environ:
+        yield
+        return
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bytecode"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", str(folder))
+        yield
