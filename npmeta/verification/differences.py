@@ -58,6 +58,8 @@ def differentiate(
     scale: Array,
     reach: Array | float = np.inf,
     eps: float | None = None,
+    *,
+    stacked: bool = False,
 ) -> Difference:
     """df/dt at t = 0, entry by entry.
 
@@ -72,13 +74,15 @@ def differentiate(
         Where the nearest kink is, if that is known: no step is longer than half of it.
     eps : float, optional
         The rounding unit of f. By default that of ``scale``'s dtype.
+    stacked : bool
+        Whether f takes many such arrays at once, in one with an axis before the others.
     """
     eps = float(np.finfo(scale.dtype).eps) if eps is None else eps
     h = np.minimum(FIRST_STEP * scale, np.asarray(reach, dtype=scale.dtype) / 2)
     steps = [h / 2**k for k in range(LEVELS)]
-    ahead, behind = [f(h_k) for h_k in steps], [f(-h_k) for h_k in steps]
+    ahead, behind = _values(f, steps, stacked), _values(f, [-h_k for h_k in steps], stacked)
     here = f(np.zeros_like(scale))
-    noise = roughness(f, scale, here, eps)
+    noise = roughness(f, scale, here, eps, stacked=stacked)
     rounding = [noise / h_k for h_k in steps]
     central = [(a - b) / (2 * h_k) for a, b, h_k in zip(ahead, behind, steps, strict=True)]
     right = [(a - here) / h_k for a, h_k in zip(ahead, steps, strict=True)]
@@ -95,7 +99,13 @@ def differentiate(
     return Difference(value, error, *(np.where(better, a, b) for a, b in zip(*sides, strict=True)))
 
 
-def roughness(f: Callable[[Array], Array], scale: Array, here: Array, eps: float) -> Array:
+def _values(f: Callable[[Array], Array], points: Sequence[Array], stacked: bool) -> Array:
+    return f(np.array(points)) if stacked else np.array([f(point) for point in points])
+
+
+def roughness(
+    f: Callable[[Array], Array], scale: Array, here: Array, eps: float, *, stacked: bool = False
+) -> Array:
     """How far values of f are off its smooth course, by rounding of f and of where it is evaluated.
 
     That is what a cubic leaves of values at points close together. If all of them are the same, f may
@@ -103,7 +113,8 @@ def roughness(f: Callable[[Array], Array], scale: Array, here: Array, eps: float
     """
     residual, still = np.zeros_like(here), np.ones(here.shape, dtype=bool)
     for unit in (eps, max(eps, float(np.finfo(np.float32).eps))):
-        moved = np.array([f(float(probe) * unit * scale) - here for probe in PROBES])
+        points = [float(probe) * unit * scale for probe in PROBES]
+        moved = _values(f, points, stacked) - here
         residual = np.where(still, np.abs(np.tensordot(_OFF_CUBIC, moved, 1)).max(0), residual)
         still &= (moved == moved[0]).all(0)
     noise: Array = 3 * np.maximum(residual, eps * np.abs(here))

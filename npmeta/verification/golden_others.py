@@ -241,15 +241,19 @@ class OtherCase(GoldenCase):
         """Extrapolated differences of the meta-loss along the gradient."""
         theta, g = self.params["theta"], self.right["theta"]
         slope = float(np.linalg.norm(g))
-        others = {name: array[None] for name, array in self.params.items()}
 
         def loss(t: Array) -> Array:
-            there = self.losses({**others, "theta": theta + t[:, None] * g / slope})
-            mean: Array = there.mean(1)
+            params = {
+                name: np.broadcast_to(array, (t.size, *array.shape))
+                for name, array in self.params.items()
+            }
+            there = self.losses({**params, "theta": theta + t.reshape(-1, 1) * g / slope})
+            mean: Array = there.mean(1).reshape(t.shape)
             return mean
 
         long = np.longdouble if self.LONG and extended() else np.float64
-        along = differentiate(loss, np.sqrt(np.mean(theta**2, keepdims=True, dtype=long)), self.reach)
+        scale = np.sqrt(np.mean(theta**2, keepdims=True, dtype=long))
+        along = differentiate(loss, scale, self.reach, stacked=True)
         return {
             "differences": abs(float(along.value[0]) - slope) / slope,
             "differences_error": float(along.error[0]) / slope,

@@ -201,17 +201,17 @@ def richardson(
     reach = np.array([nearest_kink(maml, params, tasks, one) for one in v])
     size = np.sqrt((v * v).sum(-1))
     scale = ((np.sqrt(np.mean(given.theta**2)) or 1) / np.where(size > 0, size, 1)).astype(dtype)
-    alpha = np.broadcast_to(given.alpha, (len(v), given.alpha.size))
 
     def f(t: Array) -> Array:
-        points = given.theta + t[:, None] * v
+        points = (given.theta + t[..., None] * v).reshape(-1, given.theta.size)
+        alpha = np.broadcast_to(given.alpha, (len(points), given.alpha.size))
         parts = [
             given.meta_losses(points[start : start + len(part)], alpha[start : start + len(part)])
             for start, part in given.in_stacks(points)
         ]
-        return np.concatenate(parts)
+        return np.concatenate(parts).reshape(t.shape)
 
-    return differentiate(f, scale, reach)
+    return differentiate(f, scale, reach, stacked=True)
 
 
 # --- the adjoint ------------------------------------------------------------------------------------
