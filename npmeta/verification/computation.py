@@ -13,7 +13,7 @@ Predictions are computed in float64, and in float32 to see what rounding does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -43,6 +43,7 @@ __all__ = [
     "Path",
     "combine",
     "evaluate",
+    "evaluate_all",
     "finished",
     "follow",
     "handed_over",
@@ -471,6 +472,23 @@ def evaluate(problem: Problem, recipe: Recipe) -> Array:
             return (_moved if name == "moved" else _step_by_step)(problem, rest, *numbers)
     path = follow(problem, recipe.forward, np.dtype(recipe.dtype), whole=False)
     return combine(problem, path, recipe, pull_back(path, recipe.backward)).astype(np.float64)
+
+
+def evaluate_all(problem: Problem, recipes: Iterable[Recipe]) -> Iterator[Array]:
+    """:func:`evaluate` of each; inner loops and ways back in common are computed once."""
+    paths: dict[Forward, Path] = {}
+    ways: dict[tuple[Forward, Backward], Array] = {}
+    for recipe in recipes:
+        special = any(name in ("moved", "a step a task") for name, *_ in recipe.finish)
+        if special or recipe.dtype != "float64":
+            yield evaluate(problem, recipe)
+            continue
+        forward, way = recipe.forward, (recipe.forward, recipe.backward)
+        if forward not in paths:
+            paths[forward] = follow(problem, forward, whole=False)
+        if way not in ways:
+            ways[way] = pull_back(paths[forward], recipe.backward)
+        yield combine(problem, paths[forward], recipe, ways[way])
 
 
 def _moved(problem: Problem, recipe: Recipe, beta: float) -> Array:
