@@ -12,6 +12,11 @@ from hypothesis import settings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Workers of pytest-xdist fill the cores: threads of BLAS, which are made when NumPy is imported, would only
+# get into their way.
+for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 # The same examples in every run: a red test is a change in the code, never the luck of the draw. No
 # deadlines, and no database of examples left in the checkout.
 settings.register_profile(
