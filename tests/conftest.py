@@ -7,12 +7,14 @@ import sys
 import pytest
 from hypothesis import settings
 
+from tests.workers import of_all_workers
+
 # A shell without job control starts what goes on in the background with interrupts ignored, and so
 # would its children be, whose interruption is tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Workers of pytest-xdist fill the cores: threads of BLAS, which are made when NumPy is imported, would only
+# Workers of pytest-xdist fill the cores: threads of BLAS, made when NumPy is imported, would only
 # get into their way.
 for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(name, "1")
@@ -32,8 +34,7 @@ def bytecode(tmp_path_factory):
     if not sys.dont_write_bytecode or "PYTHONPYCACHEPREFIX" in os.environ:
         yield
         return
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bytecode"
+    folder = of_all_workers(tmp_path_factory) / "bytecode"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         patch.setenv("PYTHONPYCACHEPREFIX", str(folder))
