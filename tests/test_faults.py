@@ -9,9 +9,7 @@ import pytest
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork, and limits of memory")
 @pytest.mark.parametrize(
-    "names",
-    ["kills disks", "mutations", "calls", "encodings"],
-    ids=lambda names: names.replace(" ", "-"),
+    "names", [["kills", "disks"], ["mutations"], ["calls"], ["encodings"]], ids="-".join
 )
 def test_nothing_is_lost_and_nothing_is_silently_wrong(names):
     for package in ("matplotlib", "PIL"):
