@@ -31,6 +31,7 @@ from npmeta.verification.golden.algorithms import ALGORITHMS, golden_case
 from npmeta.verification.golden.families import SETTINGS
 from npmeta.verification.golden.suite import inputs_digest
 from npmeta.verification.golden.words import ACTIVATION_FORMULAS, LOSS_FORMULAS
+from tests.workers import made_once
 
 ROOT = Path(__file__).parent.parent
 IDS = [setting.id for setting in SETTINGS]
@@ -48,7 +49,7 @@ INPUTS = (1, "6e95473ba76e4d7756638415a91be5095fb09bb015d9e4eee79bdbd40a36b587")
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> Path:
     only = [id for id in IDS if id in QUICK]
-    return golden.write(tmp_path_factory.mktemp("golden") / "suite", only)
+    return made_once(tmp_path_factory, "golden", lambda path: golden.write(path, only))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ made in PyTorch, by code that knows nothing of the predictions.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 
@@ -182,11 +184,17 @@ def test_pairs_are_named(base, dtype, start):
         check_pair(base, explanation, dtype)
 
 
+@lru_cache(1)
+def noise_of(problem):
+    """Measured once of what a problem's mistakes have in common."""
+    return Noise(problem)
+
+
 def check_pair(doctor, explanation, dtype):
     c = planted(doctor.problem, explanation, dtype)
     if not np.isfinite(c).all() or not c.any():
         return
-    limit = Noise(doctor.problem).of(explanation.recipe, np.dtype(dtype).name)
+    limit = noise_of(doctor.problem).of(explanation.recipe, np.dtype(dtype).name)
     if limit > 1e-2:
         return  # an inner loop that runs away, in float32
     found = doctor.diagnose(c)
@@ -199,7 +207,7 @@ def check_pair(doctor, explanation, dtype):
 def test_three_at_once(base):
     for explanation in crowds(base.problem)[::6000]:
         c = planted(base.problem, explanation, np.float64)
-        if np.isfinite(c).all() and Noise(base.problem).of(explanation.recipe, "float64") < 1e-3:
+        if np.isfinite(c).all() and noise_of(base.problem).of(explanation.recipe, "float64") < 1e-3:
             found = base.diagnose(c)
             names = [set(name.split(" + ")) for name in (found.fault, *found.ties)]
             assert set(explanation.ids) in names or len(names[0]) < 3, f"{explanation.ids}\n{found}"

@@ -1,4 +1,4 @@
-"""``python -m tests.faults [--full] [--only NAME]``: every sweep, and its figures."""
+"""``python -m tests.faults [--full] [--only NAME]``: all sweeps, and their figures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -62,18 +64,23 @@ def main() -> int:
     """Run the sweeps."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--full", action="store_true", help="every trial, not a sample")
-    parser.add_argument("--only", metavar="NAME", choices=[s.name for s in SWEEPS], help="one sweep")
+    names = [sweep.name for sweep in SWEEPS]
+    parser.add_argument("--only", metavar="NAME", nargs="+", choices=names, default=names, help="these")
     parser.add_argument("--trial", metavar="N", type=int, help="one trial, in this process")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures too")
     args = parser.parse_args()
     figures = {}
-    for sweep in SWEEPS:
-        if args.only not in (None, sweep.name):
-            continue
-        with tempfile.TemporaryDirectory(prefix="faults-") as shared:
-            state = sweep.prepare(Path(shared))
+    with ExitStack() as shared:
+        states: dict[Callable[[Path], Any], Any] = {}  # some sweeps have one in common
+        for sweep in SWEEPS:
+            if sweep.name not in args.only:
+                continue
+            if sweep.prepare not in states:
+                folder = shared.enter_context(tempfile.TemporaryDirectory(prefix="faults-"))
+                states[sweep.prepare] = sweep.prepare(Path(folder))
+            state = states[sweep.prepare]
             if args.trial is not None:
                 _share(sweep, state)
                 print(_trial(args.trial)[1])
@@ -81,17 +88,17 @@ def main() -> int:
             numbers = sweep.numbers(state, None if args.full else args.seed)
             began = time.monotonic()
             wrong = _made(sweep, state, numbers, args.workers)
-        most = max(
-            resource.getrusage(who).ru_maxrss // 1024
-            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
-        figures[sweep.name] = {
-            "trials": len(numbers),
-            "wrong": len(wrong),
-            "seconds": round(time.monotonic() - began),
-            "most_MiB": most,
-        }
-        print(f"{sweep.name}: {figures[sweep.name]}", flush=True)
+            most = max(
+                resource.getrusage(who).ru_maxrss // 1024
+                for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+            )
+            figures[sweep.name] = {
+                "trials": len(numbers),
+                "wrong": len(wrong),
+                "seconds": round(time.monotonic() - began),
+                "most_MiB": most,
+            }
+            print(f"{sweep.name}: {figures[sweep.name]}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
     return int(any(one["wrong"] for one in figures.values()))

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,13 @@ __all__ = ["SWEEP"]
 
 #: Trials of two wrong values at once, after those of one.
 PAIRS = 5_000
+
+
+class State(NamedTuple):
+    """Right calls, and every single trial: a call, one of its arguments, and the number of a value."""
+
+    calls: list[Call]
+    singles: list[tuple[Call, str, int]]
 
 
 @dataclass(frozen=True)
@@ -492,14 +499,15 @@ def sinusoid_of(n_in: int) -> Any:
     return Tasks()
 
 
-def prepare(folder: Path) -> list[Call]:
+def prepare(folder: Path) -> State:
     ready()
     warnings.simplefilter("ignore")
     calls = [Call(c.name, c.function, c.arguments) for c in _calls(folder)]
     for call in calls:
         if call.name not in ("read_image", "Omniglot"):
             _made(call, call.arguments)  # is right
-    return calls
+    n_values = len(_values())
+    return State(calls, [(c, name, i) for c in calls for name in c.arguments for i in range(n_values)])
 
 
 def _made(call: Call, arguments: dict[str, Any]) -> None:
@@ -511,13 +519,9 @@ def _made(call: Call, arguments: dict[str, Any]) -> None:
         next(result)
 
 
-def _singles(calls: list[Call]) -> list[tuple[Call, str, int]]:
-    n_values = len(_values())
-    return [(c, name, i) for c in calls for name in c.arguments for i in range(n_values)]
-
-
-def trial(calls: list[Call], number: int, folder: Path) -> str | None:
-    singles, values = _singles(calls), _values()
+def trial(state: State, number: int, folder: Path) -> str | None:
+    calls, singles = state
+    values = _values()  # anew: a call may change what it is given
     if number < len(singles):
         call, name, i = singles[number]
         changed = {name: values[i]}
@@ -566,6 +570,6 @@ SWEEP = Sweep(
     "once: taken, or refused by an error of npmeta's own.",
     1500,
     prepare,
-    lambda calls: len(_singles(calls)) + PAIRS,
+    lambda state: len(state.singles) + PAIRS,
     trial,
 )

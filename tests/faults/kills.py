@@ -18,7 +18,7 @@ KILLS = 1000
 
 def prepare(folder: Path) -> list[Prepared]:
     ready()
-    return [prepared(one, folder / str(i)) for i, one in enumerate(SCENARIOS)]
+    return list(prepared(SCENARIOS, folder))
 
 
 def trial(state: list[Prepared], number: int, folder: Path) -> str | None:

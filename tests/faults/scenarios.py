@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 from tests.faults.processes import Ended, ended, run, snapshot, traceless
@@ -123,7 +127,8 @@ SCENARIOS = (
 
 
 def ready() -> None:
-    """Import for all children of this process, and have golden suites of three cases: all take long."""
+    """Have golden suites of three cases, and what a command imports for all children of this process:
+    both take long."""
     # The first import of font_manager may write a cache of its own.
     for name in (
         "matplotlib.font_manager",
@@ -134,16 +139,32 @@ def ready() -> None:
         import_module(name)
     golden_suite = import_module("npmeta.verification.golden.suite")
     golden_suite.SETTINGS = golden_suite.SETTINGS[:3]
+    main = import_module("npmeta.cli.main").main
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        redirect_stdout(StringIO()),
+        redirect_stderr(StringIO()),
+    ):
+        assert main([*SINUSOID[:-1], f"{folder}/run"]) == 0  # most of it is for the pictures
 
 
-def prepared(scenario: Scenario, folder: Path) -> Prepared:
-    """Make what is there before, and find what comes of it."""
+def prepared(scenarios: Iterable[Scenario], folder: Path) -> Iterator[Prepared]:
+    """Make what is there before each, once of those that begin alike, and find what comes of it."""
+    begun: dict[str, Path] = {}
+    for i, one in enumerate(scenarios):
+        before = begun.setdefault(repr(one.before), folder / f"before {i}")
+        if not before.exists():
+            before.mkdir()
+            for words in one.before:
+                _must(run(words, before))
+        yield _prepared(one, before, folder / str(i))
+
+
+def _prepared(scenario: Scenario, before: Path, folder: Path) -> Prepared:
     start = folder / "start"
-    start.mkdir(parents=True)
+    shutil.copytree(before, start)
     for name, text in scenario.files.items():
         (start / name).write_text(text)
-    for words in scenario.before:
-        _must(run(words, start))
     place = folder / "expected"
     shutil.copytree(start, place)
     began = time.monotonic()

@@ -26,11 +26,12 @@ from ..test_golden import (  # noqa: F401
     test_the_index_has_every_file_and_its_sum,
     test_wrong_answers_fail,
 )
+from ..workers import made_once
 
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> Path:
-    return golden.write(tmp_path_factory.mktemp("golden") / "all")
+    return made_once(tmp_path_factory, "golden-of-all-cases", golden.write)
 
 
 @pytest.fixture(scope="module")

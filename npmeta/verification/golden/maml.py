@@ -22,7 +22,7 @@ from npmeta.verification.doctor.faults import FAULTS
 from npmeta.verification.doctor.files import described, named_arrays, tensors_of
 from npmeta.verification.doctor.noise import Noise
 from npmeta.verification.doctor.problem import Problem
-from npmeta.verification.doctor.recipe import Recipe, gradient_by
+from npmeta.verification.doctor.recipe import Recipe, gradients_by
 from npmeta.verification.golden.families import SUITE_VERSION
 from npmeta.verification.golden.settings import Setting
 from npmeta.verification.golden.words import (
@@ -173,21 +173,20 @@ class GoldenCase:
             form: dict[str, Any] = {"formula": "g", "detail": "", "factor": None}
             found[SECOND_ORDER] = WrongAnswer(g, relative(g, right), form, Recipe())
         base = Recipe().having(Backward(curvature=0.0)) if first_order else Recipe()
-        for fault in FAULTS.values():
-            if first_order and fault.stage == "backward":
-                continue  # a mistake in what is left out
-            for variant in list(fault.variants(problem))[:1]:
-                recipe = base.having(variant.choices)
-                with np.errstate(all="ignore"):
-                    gradient = gradient_by(problem, recipe)
-                    misfit = relative(gradient, right)
-                if np.isfinite(misfit):
-                    form = {
-                        "formula": fault.formula,
-                        "detail": variant.detail,
-                        "factor": variant.factor,
-                    }
-                    found[fault.id] = WrongAnswer(gradient, misfit, form, recipe)
+        forms = [
+            (fault, variant, base.having(variant.choices))
+            for fault in FAULTS.values()
+            # A mistake in what is left out is none.
+            if not (first_order and fault.stage == "backward")
+            for variant in list(fault.variants(problem))[:1]
+        ]
+        with np.errstate(all="ignore"):
+            gradients = list(gradients_by(problem, (recipe for *_, recipe in forms)))
+            misfits = [relative(gradient, right) for gradient in gradients]
+        for (fault, variant, recipe), gradient, misfit in zip(forms, gradients, misfits, strict=True):
+            if np.isfinite(misfit):
+                form = {"formula": fault.formula, "detail": variant.detail, "factor": variant.factor}
+                found[fault.id] = WrongAnswer(gradient, misfit, form, recipe)
         return found
 
     @property
