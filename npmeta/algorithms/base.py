@@ -255,8 +255,7 @@ class Scores:
         finite = np.isfinite(self._of("loss"))
         if self.accuracy is not None:
             finite &= np.isfinite(self._of("accuracy"))
-        counts: Array = (~finite).sum(0)
-        return counts
+        return (~finite).sum(0)
 
     def mean(self, of: str = "loss") -> Array:
         """Mean over tasks after each step, ``(S + 1,)``; ``of`` is "loss" or "accuracy".
@@ -264,8 +263,7 @@ class Scores:
         NaN where tasks have diverged: there is no mean over all, and one over the others would flatter.
         """
         values = self._of(of)
-        mean: Array = np.where(self.diverged > 0, math.nan, _over_tasks(np.mean, values))
-        return mean
+        return np.where(self.diverged > 0, math.nan, _over_tasks(np.mean, values))
 
     def interval(self, of: str = "loss") -> Array:
         """Half-width of the 95% confidence interval of :meth:`mean`, ``(S + 1,)``.

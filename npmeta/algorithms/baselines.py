@@ -171,8 +171,7 @@ class SineOracle:
         dtype = self._theta(params).dtype
         x, y = _column(support_x, dtype, "support_x"), _column(support_y, dtype, "support_y")
         x_query = _column(query_x, dtype, "query_x")
-        waves: Array = self._waves(x_query) @ (np.linalg.pinv(self._waves(x)) @ y)
-        return waves
+        return self._waves(x_query) @ (np.linalg.pinv(self._waves(x)) @ y)
 
     def _waves(self, x: Array) -> Array:
         """sin fx and cos fx, ``(T, rows, 2)``."""

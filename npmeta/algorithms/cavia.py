@@ -176,8 +176,7 @@ class CAVIA(OwnSteps):
     @staticmethod
     def _grad(lin: Any, W_c: Array) -> Array:
         """∇_c L = 1ᵀ δ_1 W_cᵀ, ``(T, n_context)``."""
-        grad: Array = row_sum(lin.gradient[0].terms[0].right) @ W_c.T
-        return grad
+        return row_sum(lin.gradient[0].terms[0].right) @ W_c.T
 
     def _moved_input(self, c_dot: Array, delta: Array) -> Term:
         """ȧ_0ᵀ δ_1 for ȧ_0 = [0, ċ] in every row, which is [0, ċ]ᵀ (1ᵀ δ_1)."""

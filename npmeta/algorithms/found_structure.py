@@ -212,8 +212,7 @@ def harden(learner: Any, params: ArrayLike | MetaParameters) -> tuple[Any, Any]:
         alpha = StepSizes(step_sizes, inner.objective, inner.steps, theta.dtype)
         if not alpha.per_parameter and (factors == 1).all():
             return np.asarray(step_sizes)
-        sizes: Array = alpha.written_out()[:, index] * factors**2
-        return sizes
+        return alpha.written_out()[:, index] * factors**2
 
     others = {name: of_plain(values) for name, values in named(params).items() if name != "theta"}
     if isinstance(learner, StructuredMAML):

@@ -195,8 +195,7 @@ class IMAML(OwnSteps):
     def _value(self, theta: Array, phi: Array, support: Batch) -> Array:
         """G(φ), ``(T,)``."""
         loss, _ = self.objective.score(self.objective.hold(phi), support)
-        value: Array = loss + self.strength / 2 * ((phi - theta) ** 2).sum(-1)
-        return value
+        return loss + self.strength / 2 * ((phi - theta) ** 2).sum(-1)
 
     def _tolerance(self, theta: Array) -> float:
         return max(self.tolerance, 10 * float(np.finfo(theta.dtype).eps))

@@ -107,7 +107,6 @@ def log_sum_by_class(similarity: Array, y: Array) -> tuple[Array, Callable[[Arra
 
     def pull_back(outputs_bar: Array) -> Array:
         share = e / (np.where(absent, 1, total) @ y.swapaxes(1, 2))  # e^{z_i − o_c}
-        similarity_bar: Array = share * (outputs_bar @ y.swapaxes(1, 2))
-        return similarity_bar
+        return share * (outputs_bar @ y.swapaxes(1, 2))
 
     return outputs, pull_back

@@ -117,8 +117,7 @@ class SiameseNetwork(Episodic):
     def class_outputs(self, outputs: Array, support_y: Array) -> Array:
         """The output for the support row of each class that is most like the query."""
         member = (support_y.real > 0)[:, None]
-        nearest: Array = np.where(member, outputs[..., None].real, ABSENT).max(2)
-        return nearest
+        return np.where(member, outputs[..., None].real, ABSENT).max(2)
 
 
 def contrastive(d: Array, t: Array, margin: float) -> tuple[Array, Array]:
@@ -130,5 +129,4 @@ def contrastive(d: Array, t: Array, margin: float) -> tuple[Array, Array]:
 def _shares(t: Array) -> Array:
     """t so scaled that the pairs of each task add up to 1 (to 0 where there are none)."""
     n_pairs = t.sum((1, 2), keepdims=True)
-    shares: Array = t / np.where(n_pairs == 0, 1, n_pairs)
-    return shares
+    return t / np.where(n_pairs == 0, 1, n_pairs)

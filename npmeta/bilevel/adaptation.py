@@ -118,8 +118,7 @@ class StepSizes:
         return flatten(spaces.scaled(ones, scales))
 
     def _row(self, s: int) -> Array:
-        row: Array = self._values[min(s, len(self._values) - 1)]
-        return row
+        return self._values[min(s, len(self._values) - 1)]
 
     def _scales(self, row: Array) -> Sequence[Scale]:
         n_blocks = len(self._objective.block_sizes)

@@ -101,8 +101,7 @@ class Quadratic(_OnVector):
         (vector,), (A, c) = point, batch
 
         def product(v: Array) -> Array:
-            Av: Array = np.einsum("tij,tj->ti", A, v)
-            return Av
+            return np.einsum("tij,tj->ti", A, v)
 
         r = vector.values - c
         grad = product(r)
@@ -225,5 +224,4 @@ class FunctionObjective(_OnVector):
         reach = np.cbrt(np.finfo(phi.dtype).eps) * (1 + np.linalg.norm(phi, axis=-1, keepdims=True))
         h = (reach / np.where(size > 0, size, 1)).astype(phi.dtype)
         ahead, behind = self._each(phi + h * v, x, y)[1], self._each(phi - h * v, x, y)[1]
-        difference: Array = (ahead - behind) / (2 * h)
-        return difference
+        return (ahead - behind) / (2 * h)

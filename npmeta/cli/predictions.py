@@ -32,11 +32,9 @@ def _means(outputs: Array, loss: str) -> Array:
     """What outputs predict of numbers: log-rates give rates, logits of one output probabilities."""
     targets = losses.get(loss).targets
     if targets == "counts":
-        rates: Array = np.exp(outputs)
-        return rates
+        return np.exp(outputs)
     if targets == "binary":
-        probabilities: Array = expit(outputs)
-        return probabilities
+        return expit(outputs)
     return outputs
 
 

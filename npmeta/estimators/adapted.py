@@ -158,8 +158,7 @@ class AdaptedEstimator(Parameters):
         """
         outputs = self._outputs(X)
         if self.learner._classifies:
-            answers: Array = self.classes_[outputs.argmax(-1)]
-            return answers
+            return self.classes_[outputs.argmax(-1)]
         return self.learner.encoding_.decode(outputs)
 
     @property
@@ -173,8 +172,7 @@ class AdaptedEstimator(Parameters):
             raise AttributeError("numbers have no probabilities")
 
         def predict_proba(X: ArrayLike) -> Array:  # scikit-learn's scorers ask for its name
-            probabilities: Array = softmax(self._outputs(X).astype(np.float64), axis=-1)
-            return probabilities
+            return softmax(self._outputs(X).astype(np.float64), axis=-1)
 
         return predict_proba
 

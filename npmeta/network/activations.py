@@ -131,15 +131,13 @@ def _elu(alpha: float) -> Activation:
 def _sigmoid(z: Array) -> Array:
     """1 / (1 + exp(-z)), with the exponential of a negative number only."""
     e = np.exp(np.where(z.real > 0, -z, z))
-    share: Array = np.where(z.real > 0, np.ones_like(z), e) / (1 + e)
-    return share
+    return np.where(z.real > 0, np.ones_like(z), e) / (1 + e)
 
 
 def _sigmoid_df(z: Array) -> Array:
     """σ (1 − σ) = e / (1 + e)² with e = exp(−|z|): no difference that cancels where σ is nearly 1."""
     e = np.exp(np.where(z.real > 0, -z, z))
-    slope: Array = e / (1 + e) ** 2
-    return slope
+    return e / (1 + e) ** 2
 
 
 def _softplus(z: Array) -> Array:
@@ -151,8 +149,7 @@ def _normal_cdf(z: Array) -> Array:
     # scipy.special takes longer to import than numpy itself, and only gelu needs it.
     from scipy.special import ndtr
 
-    cdf: Array = ndtr(z)
-    return cdf
+    return ndtr(z)
 
 
 def _normal_pdf(z: Array) -> Array:
@@ -166,8 +163,7 @@ def _beyond_which_the_pdf_is_zero(z: Array) -> Array:
 
 def _gelu_df(z: Array, a: Array) -> Array:
     c = _beyond_which_the_pdf_is_zero(z)
-    slope: Array = _normal_cdf(z) + c * _normal_pdf(c)
-    return slope
+    return _normal_cdf(z) + c * _normal_pdf(c)
 
 
 def _gelu_d2f(z: Array, a: Array) -> Array:
@@ -176,13 +172,11 @@ def _gelu_d2f(z: Array, a: Array) -> Array:
 
 
 def _silu_df(z: Array, a: Array) -> Array:
-    slope: Array = _sigmoid(z) + z * _sigmoid_df(z)
-    return slope
+    return _sigmoid(z) + z * _sigmoid_df(z)
 
 
 def _silu_d2f(z: Array, a: Array) -> Array:
-    curvature: Array = _sigmoid_df(z) * (2 + z * (1 - 2 * _sigmoid(z)))
-    return curvature
+    return _sigmoid_df(z) * (2 + z * (1 - 2 * _sigmoid(z)))
 
 
 TANH = Activation(

@@ -51,8 +51,7 @@ class WeightedPairsAt(NamedTuple):
 
 def _differences(u: Array, v: Array) -> Array:
     """r_ij = u_i − v_j, ``(T, Q, C, d)``: |u|² + |v|² − 2 u·v would lose what near rows differ by."""
-    r: Array = u[:, :, None, :] - v[:, None, :, :]
-    return r
+    return u[:, :, None, :] - v[:, None, :, :]
 
 
 def squared_euclidean(u: Array, v: Array) -> PairsAt:
@@ -120,8 +119,7 @@ def _unit(u: Array) -> tuple[Array, Callable[[Array], Array]]:
 
     def pull_back(u_hat_bar: Array) -> Array:
         along = np.einsum("tid,tid->ti", u_hat, u_hat_bar)[..., None]
-        u_bar: Array = (u_hat_bar - u_hat * along) * inverse
-        return u_bar
+        return (u_hat_bar - u_hat * along) * inverse
 
     return u_hat, pull_back
 
@@ -133,8 +131,7 @@ def _unit_of(rows: Array) -> Array:
     constant: where it jumps, nothing changes.
     """
     largest = np.abs(rows.real).max(-1, keepdims=True)
-    unit: Array = np.ldexp(np.ones_like(largest), np.frexp(largest)[1])
-    return unit
+    return np.ldexp(np.ones_like(largest), np.frexp(largest)[1])
 
 
 def weighted_l1(u: Array, v: Array, w: Array) -> WeightedPairsAt:
@@ -173,8 +170,7 @@ def norm(values: ArrayLike) -> float:
 def _inverse(d: Array) -> Array:
     """1 / d, and 0 where d is 0."""
     zero = d == 0
-    inverse: Array = np.where(zero, 0, 1 / np.where(zero, 1, d)).astype(d.dtype)
-    return inverse
+    return np.where(zero, 0, 1 / np.where(zero, 1, d)).astype(d.dtype)
 
 
 #: The distances without weights, by the name configurations use.

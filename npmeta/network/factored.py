@@ -180,8 +180,7 @@ class Grams:
         place = None if made is None else made[1].get((id(h[0]), h[1]))
         if made is None or place is None:
             return None
-        turned: Array = made[2][..., place].swapaxes(-1, -2)
-        return turned
+        return made[2][..., place].swapaxes(-1, -2)
 
 
 class Factored(_Thin):
@@ -249,8 +248,7 @@ class Factored(_Thin):
         if len(set(self.coefficients)) == 1:
             return gram * self.coefficients[0]
         rows = [term.left.shape[1] for term in self.terms]
-        weighed: Array = gram * np.repeat(np.array(self.coefficients, dtype=gram.dtype), rows)
-        return weighed
+        return gram * np.repeat(np.array(self.coefficients, dtype=gram.dtype), rows)
 
     def few_terms(self) -> list[Term]:
         # Those that the bias sees, joined, and the others: two large products and not 2 S + 1.

@@ -140,8 +140,7 @@ def _one_hot(labels: Array, n_out: int, dtype: DType, name: str) -> Array:
             f"labels in {name} must lie in 0..{n_out - 1} for a network with {n_out} outputs, "
             f"got {low if low < 0 else high}"
         )
-    one_hot: Array = (labels[..., None] == np.arange(n_out)).astype(dtype)
-    return one_hot
+    return (labels[..., None] == np.arange(n_out)).astype(dtype)
 
 
 def accuracy(loss: Loss, o: Array, y: Array) -> Array | None:
@@ -157,8 +156,7 @@ def accuracy(loss: Loss, o: Array, y: Array) -> Array | None:
         right = ((o.real > 0) == (y.real > 0.5)).mean(-1)
     else:
         return None
-    share: Array = np.where(np.isfinite(o).all((-2, -1)), right.mean(-1), np.nan)
-    return share
+    return np.where(np.isfinite(o).all((-2, -1)), right.mean(-1), np.nan)
 
 
 # --- losses of values: means over rows and outputs -----------------------------------------------
@@ -166,8 +164,7 @@ def accuracy(loss: Loss, o: Array, y: Array) -> Array | None:
 
 def _mean(terms: Array) -> Array:
     n_tasks, rows, n_out = terms.shape
-    mean: Array = terms.reshape(n_tasks, rows * n_out).mean(-1)
-    return mean
+    return terms.reshape(n_tasks, rows * n_out).mean(-1)
 
 
 def _size(o: Array) -> int:
@@ -283,8 +280,7 @@ def _cross_entropy(o: Array, y: Array) -> LossAt:
 
     def hessian_product(u: Array) -> Array:
         w = u - u.take(largest)
-        product: Array = (w - (p * w).sum(-1, keepdims=True)) * (p / rows)
-        return product
+        return (w - (p * w).sum(-1, keepdims=True)) * (p / rows)
 
     return LossAt(value, ((e - y) - y * others) / (total * rows), hessian_product)
 
@@ -297,8 +293,7 @@ def _margins(o: Array, y: Array) -> tuple[Array, Array]:
 
 def _through_margins(g: Array, y: Array) -> Array:
     """The transpose of u ↦ u_c − u_y (c wrong), applied to g that is zero at the right class."""
-    through: Array = g - y * g.sum(-1, keepdims=True)
-    return through
+    return g - y * g.sum(-1, keepdims=True)
 
 
 def _hinge(o: Array, y: Array) -> LossAt:

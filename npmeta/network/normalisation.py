@@ -36,14 +36,12 @@ EPS = 1e-5
 
 def _over_rows(v: Array) -> Array:
     """The mean over a task's rows, ``(T, 1, n)``."""
-    mean: Array = row_sum(v)[..., None, :] / v.shape[-2]
-    return mean
+    return row_sum(v)[..., None, :] / v.shape[-2]
 
 
 def _over_units(v: Array) -> Array:
     """The mean over a layer's units, ``(T, rows, 1)``."""
-    mean: Array = (v @ np.ones(v.shape[-1], dtype=v.dtype))[..., None] / v.shape[-1]
-    return mean
+    return (v @ np.ones(v.shape[-1], dtype=v.dtype))[..., None] / v.shape[-1]
 
 
 #: The mean of each normalisation.
@@ -103,8 +101,7 @@ class Standardised(PreActivation):
         moved = self._projected(z_hat_bar_dot)
         moved -= dot.z_hat * self.mean(self.z_hat * z_hat_bar)
         moved -= self.z_hat * self.mean(dot.z_hat * z_hat_bar)
-        delta_dot: Array = (moved - dot.sigma * delta) / self.sigma
-        return delta_dot
+        return (moved - dot.sigma * delta) / self.sigma
 
     def gradient(self, layer: OuterSum, u_bar: Array) -> Parts:
         # γ-bar = 1ᵀ (ū ∘ ẑ);  β-bar = 1ᵀ ū
@@ -117,8 +114,7 @@ class Standardised(PreActivation):
         return self._gradient(layer, by_scale, row_sum(u_bar_dot))
 
     def _projected(self, v: Array) -> Array:
-        projected: Array = v - self.mean(v) - self.z_hat * self.mean(self.z_hat * v)
-        return projected
+        return v - self.mean(v) - self.z_hat * self.mean(self.z_hat * v)
 
     def _gradient(self, layer: OuterSum, by_scale: Array, by_shift: Array) -> Parts:
         _, scale, shift = self.block.parts

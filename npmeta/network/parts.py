@@ -80,16 +80,13 @@ class Parts:
         return self.parts[0]
 
     def act(self, h: Array) -> Array:
-        acted: Array = self.layer.act(h)
-        return acted
+        return self.layer.act(h)
 
     def act_linear(self, h: Array) -> Array:
-        acted: Array = self.layer.act_linear(h)
-        return acted
+        return self.layer.act_linear(h)
 
     def act_transposed(self, d: Array) -> Array:
-        acted: Array = self.layer.act_transposed(d)
-        return acted
+        return self.layer.act_transposed(d)
 
     def descend(
         self: Own, gradient: Parts, scale: Scale | None = None, shrink: Scale | None = None

@@ -61,22 +61,19 @@ def from_largest(z: Array) -> FromLargest:
 def softmax(z: Array) -> Array:
     """p = exp(z) / Σ exp(z) along the last axis."""
     _, _, e, others = from_largest(z)
-    p: Array = e / (1 + others)
-    return p
+    return e / (1 + others)
 
 
 def log_softmax(z: Array) -> Array:
     """log p, finite where p itself is 0."""
     _, shifted, _, others = from_largest(z)
-    log_p: Array = shifted - np.log1p(others)
-    return log_p
+    return shifted - np.log1p(others)
 
 
 def relative_to_largest(p: Array, v: Array) -> Array:
     """v − v_m, where p_m is the largest share of its row: shapes broadcast."""
     largest = p.real.argmax(-1)[..., None] == np.arange(p.shape[-1])
-    relative: Array = v - (v * largest).sum(-1, keepdims=True)
-    return relative
+    return v - (v * largest).sum(-1, keepdims=True)
 
 
 def through_softmax(p: Array, v: Array) -> Array:
@@ -87,5 +84,4 @@ def through_softmax(p: Array, v: Array) -> Array:
     The right-hand side is what is computed: nothing of the largest share is in its inner product.
     """
     w = relative_to_largest(p, v)
-    product: Array = p * (w - (p * w).sum(-1, keepdims=True))
-    return product
+    return p * (w - (p * w).sum(-1, keepdims=True))

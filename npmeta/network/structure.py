@@ -234,8 +234,7 @@ class Mixed(PreActivation):
         if dot.p is not None:
             slope_dot = slope_dot + self._mix(dot.p, self.df)
         m_bar, m_bar_dot = self._gated(u_bar), self._gated_dot(dot, u_bar, u_bar_dot)
-        delta_dot: Array = self.slope * m_bar_dot + slope_dot * m_bar
-        return delta_dot
+        return self.slope * m_bar_dot + slope_dot * m_bar
 
     def gradient(self, layer: OuterSum, u_bar: Array) -> Parts:
         mixture = gate = None
@@ -319,5 +318,4 @@ def _per_task(p: Array) -> Array:
 
 def _inner(p: Array, v: Array) -> Array:
     """⟨p, v⟩, ``(..., 1)``."""
-    inner: Array = (p * v).sum(-1, keepdims=True)
-    return inner
+    return (p * v).sum(-1, keepdims=True)

@@ -163,14 +163,12 @@ class OuterSum:
 def product(h: Array, W: Array) -> Array:
     """``h W``. Where rows have one entry it is a product of a column with a row, in which matmul is
     three times as slow as multiplication with broadcasting."""
-    result: Array = h * W if h.shape[-1] == 1 else h @ W
-    return result
+    return h * W if h.shape[-1] == 1 else h @ W
 
 
 def row_sum(rows: Array) -> Array:
     """``1ᵀ rows``: as a product twice as fast as a sum over an inner axis."""
-    total: Array = np.ones(rows.shape[-2], dtype=rows.dtype) @ rows
-    return total
+    return np.ones(rows.shape[-2], dtype=rows.dtype) @ rows
 
 
 def total(arrays: Iterable[Array]) -> Array:
@@ -190,8 +188,7 @@ class Weights:
         for left, right, on_bias in gradient.terms:
             acted = self.act(left) if on_bias else self.act_linear(left)
             pairs = pairs + np.einsum("tri,tri->t", acted, right)
-        weighed: Array = pairs * each(scale, 2)[0]
-        return weighed
+        return pairs * each(scale, 2)[0]
 
 
 class _Held(Weights):
@@ -295,8 +292,7 @@ class Vector:
         return Vector(each(scale, 1)[0] * self.values)
 
     def dot(self, gradient: Vector, scale: Scale = 1.0) -> Array:
-        products: Array = np.einsum("tp,tp->t", self.values, gradient.values) * each(scale, 1)[0]
-        return products
+        return np.einsum("tp,tp->t", self.values, gradient.values) * each(scale, 1)[0]
 
     def dense(self) -> Vector:
         return self
@@ -313,5 +309,4 @@ class Vector:
         return self.values
 
     def task_mean(self) -> Array:
-        mean: Array = self.values.mean(0)
-        return mean
+        return self.values.mean(0)

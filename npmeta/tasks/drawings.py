@@ -200,8 +200,7 @@ def _resize(ink: Array) -> Array:
     cell, pixel = np.arange(SIDE)[:, None] * n, np.arange(n) * SIDE
     overlap = np.minimum(cell + n, pixel + SIDE) - np.maximum(cell, pixel)
     weights = np.maximum(overlap, 0).astype(np.float64)
-    resized: Array = np.rint(weights @ ink @ weights.T / n**2).astype(np.uint8)
-    return resized
+    return np.rint(weights @ ink @ weights.T / n**2).astype(np.uint8)
 
 
 # --- cache --------------------------------------------------------------------------------------------

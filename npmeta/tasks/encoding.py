@@ -159,8 +159,7 @@ class Encoding:
         if rows.ndim < 1 or rows.shape[-1] != self.n_in:
             raise ValueError(f"x must have shape (..., {self.n_in}), got {rows.shape}")
         check_finite(rows, "x")
-        encoded: Array = (rows - self.mean) / self.std
-        return encoded
+        return (rows - self.mean) / self.std
 
     def encode_targets(self, y: ArrayLike) -> Array:
         """Targets for the loss: numbers ``(...)`` to ``(..., 1)``, class names to labels ``(...)``.
@@ -173,8 +172,7 @@ class Encoding:
         if self.classes is None:
             numbers = _as_float64(y, "y")
             check_finite(numbers, "y")
-            encoded: Array = (numbers[..., None] - self.target_mean) / self.target_std
-            return encoded
+            return (numbers[..., None] - self.target_mean) / self.target_std
         names = unmasked(y, "y")
         label = {name: i for i, name in enumerate(self.classes)}
         for name in names.flat:

@@ -79,5 +79,4 @@ def _sampled(image: Array, matrix: Array, centre: Array) -> Array:
     from scipy.ndimage import affine_transform
 
     middle = (image.shape[-1] - 1) / 2
-    sampled: Array = affine_transform(image, matrix, centre - matrix @ [middle, middle], order=1)
-    return sampled
+    return affine_transform(image, matrix, centre - matrix @ [middle, middle], order=1)

@@ -90,8 +90,7 @@ class Sinusoid:
     ) -> Array:
         """The noiseless functions behind the same tasks at ``x (n,)``: ``(n_tasks, n, 1)``."""
         A, f, p, *_ = self._draw(seed, iteration, n_tasks, start, split)
-        curves: Array = A * np.sin(f * x[:, None] + p)
-        return curves
+        return A * np.sin(f * x[:, None] + p)
 
     def _draw(
         self, seed: int, iteration: int, n_tasks: int, start: int, split: str

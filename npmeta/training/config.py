@@ -158,8 +158,7 @@ class Config:
     @property
     def loss_name(self) -> str:
         """What reports and pictures call the loss."""
-        name: str = self.values.get("pair_loss", self["loss"])
-        return name
+        return self.values.get("pair_loss", self["loss"])
 
     @property
     def inner_steps(self) -> bool:
@@ -193,8 +192,7 @@ def _parsed(text: str) -> dict[str, Any]:
     """
     for module in ("tomllib", "tomli"):
         with suppress(ImportError):
-            found: dict[str, Any] = import_module(module).loads(text)
-            return found
+            return import_module(module).loads(text)
     return _plain_toml(text)
 
 

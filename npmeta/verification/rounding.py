@@ -78,8 +78,7 @@ def relative(actual: Array, expected: Array) -> float:
 
 def jittered(values: Array, size: Array, rng: np.random.Generator, eps: float) -> Array:
     """Values moved by up to :data:`ROUNDINGS` roundings of numbers of that size."""
-    moved: Array = values + ROUNDINGS * eps * size * rng.uniform(-1, 1, size=size.shape)
-    return moved
+    return values + ROUNDINGS * eps * size * rng.uniform(-1, 1, size=size.shape)
 
 
 def shaken(values: Any, rng: np.random.Generator, shake: float) -> Array:

@@ -145,8 +145,7 @@ class Function:
         """How far a function of the vector moves, entry by entry, when x is moved so."""
         here, rng = of(self.layout.vector), np.random.default_rng(0)
         away = [np.abs(of(self.moved(rng)) - here) for _ in range(TRIALS)]
-        furthest: Array = np.max(away, axis=0)
-        return furthest
+        return np.max(away, axis=0)
 
 
 def derivative_bar(found: Difference, rounding: Array) -> tuple[Array, Array]:

@@ -187,8 +187,7 @@ def _functions(
         return lin.value[0], lin.grad[0]
 
     def hvp(point: Array, v: Array) -> Array:
-        product: Array = risk.linearize(point, x, y).hvp(v)[0]
-        return product
+        return risk.linearize(point, x, y).hvp(v)[0]
 
     return function, hvp, theta
 

@@ -140,15 +140,13 @@ class ClipNorm:
     limit: float
 
     def apply(self, g: Array, tasks: TaskGradients) -> Array:
-        clipped: Array = g * min(1.0, self.limit / np.linalg.norm(g))
-        return clipped
+        return g * min(1.0, self.limit / np.linalg.norm(g))
 
 
 @dataclass(frozen=True)
 class Standardise:
     def apply(self, g: Array, tasks: TaskGradients) -> Array:
-        standardised: Array = (g - g.mean()) / g.std()
-        return standardised
+        return (g - g.mean()) / g.std()
 
 
 @dataclass(frozen=True)

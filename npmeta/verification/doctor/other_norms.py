@@ -82,8 +82,7 @@ class NormRule:
 
     def mean(self, v: Array) -> Array:
         """M v, in the shape that is broadcast."""
-        mean: Array = v[:, self.of_rows :].mean(AXES[self.over], keepdims=True)
-        return mean
+        return v[:, self.of_rows :].mean(AXES[self.over], keepdims=True)
 
     def adjoint(self, v: Array) -> Array:
         """Mᵀ v."""

@@ -43,8 +43,7 @@ def _softmax_twice(o: Array, y: Array) -> LossAt:
         g_dot = through_softmax(u, p_dot) / rows
         v = relative_to_largest(p, g)
         moved = p_dot * (v - (p * v).sum(-1, keepdims=True)) - p * (p_dot * v).sum(-1, keepdims=True)
-        product: Array = moved + through_softmax(p, g_dot)
-        return product
+        return moved + through_softmax(p, g_dot)
 
     return LossAt(-(y * np.log(u)).sum(-1).mean(-1), through_softmax(p, g), hessian_product)
 

@@ -85,5 +85,4 @@ def _pull_back(loop: InnerLoop, choices: Backward, cotangent: Array) -> Array:
 def _uncoupled(loop: InnerLoop, lin: Linearization, m: Array) -> Array:
     """H m without the terms that weights and structure have in common."""
     weights = adapted_by(loop.objective, "layers")
-    bent: Array = weights * lin.hvp(weights * m) + (1 - weights) * lin.hvp((1 - weights) * m)
-    return bent
+    return weights * lin.hvp(weights * m) + (1 - weights) * lin.hvp((1 - weights) * m)

@@ -48,8 +48,7 @@ def distances(name: str, u: Array, v: Array) -> Array:
     u, v = u[..., :, None, :], v[..., None, :, :]
     if name == "cosine":
         lengths = np.sqrt((u * u).sum(-1)) * np.sqrt((v * v).sum(-1))
-        one_less: Array = 1 - (u * v).sum(-1) / lengths
-        return one_less
+        return 1 - (u * v).sum(-1) / lengths
     squares: Array = ((u - v) ** 2).sum(-1)
     return squares if name == "squared_euclidean" else np.sqrt(squares)
 
@@ -57,8 +56,7 @@ def distances(name: str, u: Array, v: Array) -> Array:
 def log_sum_exp(z: Array, axis: int) -> Array:
     """log Σ exp, with the largest out of the sum."""
     top = z.real.max(axis, keepdims=True)
-    summed: Array = np.log(np.exp(z - top).sum(axis)) + top.squeeze(axis)
-    return summed
+    return np.log(np.exp(z - top).sum(axis)) + top.squeeze(axis)
 
 
 def over_rows(charged: Array, mistake: str) -> Array:
@@ -148,8 +146,7 @@ class PrototypicalCase(EpisodicCase):
         support, labels, query, _ = self.embedded(params, mistake)
         c = self.prototypes(support, labels, mistake)
         s = params["scale"][:, None, None, None] * (-1 if mistake == "sign_of_distance" else 1)
-        o: Array = -s * distances(self.constants()["distance"], query, c)
-        return o
+        return -s * distances(self.constants()["distance"], query, c)
 
     def quantities(self) -> dict[str, tuple[str, Array | dict[str, Array]]]:
         at = {name: array[None] for name, array in self.params.items()}

@@ -68,8 +68,7 @@ class IMAMLCase(InnerCase):
         h = tiny_step(np.float64)
         x, y = (np.repeat(part, P, axis=0) for part in support)
         moved = np.repeat(phi, P, axis=0) + np.tile(1j * h * np.eye(P), (T, 1))
-        H: Array = self.at(moved, (x, y))[1].imag.reshape(T, P, P) / h
-        return H
+        return self.at(moved, (x, y))[1].imag.reshape(T, P, P) / h
 
     def minimum(self, support: Batch, rho: float) -> _Solved:
         theta = self.stacked(self.params["theta"][None])

@@ -120,8 +120,7 @@ class LSTMCase(InnerCase):
         steps, p = self.found[:-1], self.constants()["p"]
         losses = [self.at(step.phi, self.batches()[0])[0] for step in steps]
         sizes = np.abs(np.concatenate([*(step.gradient.reshape(-1) for step in steps), *losses]))
-        away: Array = np.abs(np.exp(p) * sizes - 1)
-        return away
+        return np.abs(np.exp(p) * sizes - 1)
 
     def _loss_kink(self) -> float | None:
         return float(self._kinks().min())

@@ -119,8 +119,7 @@ class OtherCase(GoldenCase):
     @cached_property
     def task_losses(self) -> Array:
         """``(T,)``"""
-        losses: Array = self.losses({name: array[None] for name, array in self.params.items()})[0]
-        return losses
+        return self.losses({name: array[None] for name, array in self.params.items()})[0]
 
     @cached_property
     def own(self) -> MetaGradient:
@@ -255,8 +254,7 @@ class OtherCase(GoldenCase):
 
         def loss(t: Array) -> Array:
             there = self.losses({**others, "theta": theta + t[:, None] * g / slope})
-            mean: Array = there.mean(1)
-            return mean
+            return there.mean(1)
 
         long = np.longdouble if self.LONG and extended() else np.float64
         along = differentiate(loss, np.sqrt(np.mean(theta**2, keepdims=True, dtype=long)), self.reach)
@@ -318,8 +316,7 @@ def network(model: MLP, theta: Array, x: Array) -> tuple[Array, list[Array]]:
 
 
 def sigmoid(z: Array) -> Array:
-    value: Array = 1 / (1 + np.exp(-z))
-    return value
+    return 1 / (1 + np.exp(-z))
 
 
 def _quantity(name: str) -> str:

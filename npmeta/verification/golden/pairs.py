@@ -65,8 +65,7 @@ class SiameseCase(EpisodicCase):
         r = query[..., :, None, :] - support[..., None, :, :]
         size = np.where(r.real < 0, -r, r)
         w, b = params["weights"][:, None, None, None], params["bias"][:, None, None, None]
-        o: Array = b - (w * size).sum(-1)
-        return o
+        return b - (w * size).sum(-1)
 
     def losses(self, params: Parameters, mistake: str = "") -> Array:
         o, tasks = self.outputs(params, mistake), self.tasks(mistake)
@@ -149,8 +148,7 @@ class RelationCase(EpisodicCase):
         joined = np.concatenate(parts[:: -1 if mistake == "joined_in_other_order" else 1], axis=-1)
         rows = joined.reshape(*shape[:2], -1, joined.shape[-1])
         g, _ = network(self.module, params["relation"], rows)
-        scores: Array = g.reshape(shape[:-1])
-        return scores
+        return g.reshape(shape[:-1])
 
     def losses(self, params: Parameters, mistake: str = "") -> Array:
         g, y = self.outputs(params, mistake), self.one_hot(self.tasks(mistake).query_y)

@@ -63,8 +63,7 @@ class RidgeCase(ScoredCase):
         W, A_query = self.head(params, mistake)
         s = params["scale"][:, None, None, None]
         b = params["bias"][:, None, None, None] if "bias" in params else 0.0
-        o: Array = s * (A_query @ W) + b
-        return o
+        return s * (A_query @ W) + b
 
     def quantities(self) -> dict[str, tuple[str, Array | dict[str, Array]]]:
         at = {name: array[None] for name, array in self.params.items()}

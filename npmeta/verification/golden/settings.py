@@ -165,14 +165,12 @@ class Setting:
 
 
 def _drawn(setting: Setting, split: str, n: int) -> Array:
-    drawn: Array = uniforms(SEED, setting.draw, 0, 1, n, split)[0]
-    return drawn
+    return uniforms(SEED, setting.draw, 0, 1, n, split)[0]
 
 
 def _short(values: Array) -> Array:
     """Rounded to float32, in float64."""
-    short: Array = values.astype(np.float32).astype(np.float64)
-    return short
+    return values.astype(np.float32).astype(np.float64)
 
 
 def _targets(setting: Setting, u: Array, n_out: int) -> Array:

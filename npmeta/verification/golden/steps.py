@@ -76,8 +76,7 @@ class MAMLPlusPlusCase(InnerCase):
             v = np.ones(S)
         losses = self.query_losses(params, mistake)
         early = mistake == "weights_one_step_early"
-        weighed: Array = (losses[..., :-1] if early else losses[..., 1:]) @ v
-        return weighed
+        return (losses[..., :-1] if early else losses[..., 1:]) @ v
 
     def passes(self) -> Iterator[tuple[Array, Batch]]:
         support, query = self.batches()

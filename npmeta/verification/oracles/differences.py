@@ -106,8 +106,7 @@ def roughness(f: Callable[[Array], Array], scale: Array, here: Array, eps: float
         moved = np.array([f(float(probe) * unit * scale) - here for probe in PROBES])
         residual = np.where(still, np.abs(np.tensordot(_OFF_CUBIC, moved, 1)).max(0), residual)
         still &= (moved == moved[0]).all(0)
-    noise: Array = 3 * np.maximum(residual, eps * np.abs(here))
-    return noise
+    return 3 * np.maximum(residual, eps * np.abs(here))
 
 
 def _extrapolated(

@@ -195,8 +195,7 @@ class MetaLoss:
         points = stacked.passes(np.repeat(theta, T, axis=0), np.repeat(alpha, T, axis=0))
         *_, (phi, query) = points
         value, _ = value_and_gradient(self.objective, phi, query)
-        losses: Array = value.reshape(D, T).mean(1)
-        return losses
+        return value.reshape(D, T).mean(1)
 
     def in_stacks(self, rows: Array) -> Iterator[tuple[int, Array]]:
         """Rows, each of which stands for a point, in stacks that fit into memory."""

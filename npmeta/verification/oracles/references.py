@@ -223,8 +223,7 @@ def _complex_step_product(objective: Objective, phi: Array, batch: Batch, v: Arr
     largest = np.abs(v).max(-1, keepdims=True)
     unit = v / np.where(largest > 0, largest, 1)
     _, gradient = value_and_gradient(objective, phi + 1j * (h * unit), batch)
-    product: Array = gradient.imag / h * largest
-    return product
+    return gradient.imag / h * largest
 
 
 def _difference_product(objective: Objective, phi: Array, batch: Batch, v: Array) -> Array:
@@ -237,8 +236,7 @@ def _difference_product(objective: Objective, phi: Array, batch: Batch, v: Array
 
     # The gradient of a task is a function of one t, so that all of its entries share a step.
     scale = np.full_like(phi, np.sqrt(np.mean(phi**2)) or 1)
-    product: Array = differentiate(gradient, scale).value * largest
-    return product
+    return differentiate(gradient, scale).value * largest
 
 
 PRODUCTS = {"complex step": _complex_step_product, "difference": _difference_product}
