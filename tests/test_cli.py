@@ -17,9 +17,10 @@ import pytest
 
 import npmeta
 from npmeta.cli import commands
+from npmeta.cli.checkpoints import Checkpoint
 from npmeta.cli.commands import results, train
 from npmeta.cli.main import main
-from npmeta.cli.runs import Checkpoint, Run, locked
+from npmeta.cli.runs import Run, locked
 from npmeta.tasks.registry import KINDS
 from npmeta.training.config import Config
 from npmeta.training.options import options_of

@@ -12,7 +12,9 @@ import pytest
 
 from npmeta._support import files as _files
 from npmeta._support.files import write_atomically
-from npmeta.cli.runs import COLUMNS, Checkpoint, Run, TakenError, is_free, locked, new_run
+from npmeta.cli.checkpoints import Checkpoint
+from npmeta.cli.metrics import COLUMNS
+from npmeta.cli.runs import Run, TakenError, is_free, locked, new_run
 from npmeta.tasks import Encoding
 from npmeta.training.config import Config
 

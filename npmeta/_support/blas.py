@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["ONE_THREAD", "can_be_one_thread", "one_thread"]
-
 #: Environment in which every BLAS has one thread, if it is there when the library is loaded.
 ONE_THREAD = dict.fromkeys(
     (

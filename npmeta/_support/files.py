@@ -15,15 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = [
-    "folder_in_the_making",
-    "lock",
-    "put_folder",
-    "restore_folder",
-    "sweep",
-    "write_atomically",
-]
-
 #: Folders of names for what a process has open.
 OPEN_FILES = ("/dev", "/dev/fd")
 

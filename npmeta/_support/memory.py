@@ -6,8 +6,6 @@ from functools import cache
 
 import numpy as np
 
-__all__ = ["keep_freed_memory"]
-
 #: Bytes: less than the 32 MiB above which glibc does not adapt.
 BLOCK = 31 * 2**20
 

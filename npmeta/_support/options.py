@@ -16,8 +16,6 @@ from typing import Any, get_type_hints
 
 from npmeta._support.validation import shown, unknown_name
 
-__all__ = ["ANY", "MANY", "PAIR", "Option", "arguments", "merged", "parameters"]
-
 #: Lengths of a list: at least none, at least one, a low and a high end.
 ANY, MANY, PAIR = (0, 10_000), (1, 10_000), (2, 2)
 

@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 from unicodedata import category
 
-__all__ = ["Lasting", "lasting_streams", "one_line", "printable"]
-
 #: Name of the error handler: what an encoding has no byte for is written in ASCII.
 READABLE = "npmeta.readable"
 

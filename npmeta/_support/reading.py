@@ -22,18 +22,6 @@ import numpy as np
 
 from npmeta._support.validation import Array, shortened, shown
 
-__all__ = [
-    "SHORT",
-    "Members",
-    "allowed",
-    "check_json",
-    "npy_array",
-    "npz_arrays",
-    "parse_json",
-    "read_file",
-    "read_json",
-]
-
 #: Bytes that a file may be: of data, and of settings and descriptions, which people write.
 LARGEST = 2**32
 SHORT = 2**24

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["asked_to_end", "noted", "number_of", "raised"]
-
 #: Those that there are: Windows has no SIGHUP, and SIGBREAK nobody else.
 ENDING = [
     getattr(signal, name)

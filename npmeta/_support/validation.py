@@ -10,37 +10,6 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "Array",
-    "DType",
-    "DivergedError",
-    "as_array",
-    "as_dtype",
-    "as_features",
-    "as_generator",
-    "as_list",
-    "as_number",
-    "as_parameters",
-    "as_precision",
-    "as_range",
-    "as_whole",
-    "check_converged",
-    "check_finite",
-    "check_flag",
-    "check_function",
-    "check_has",
-    "check_mapping",
-    "check_names",
-    "check_text",
-    "is_missing",
-    "lookup",
-    "nearest",
-    "shortened",
-    "shown",
-    "unknown_name",
-    "unmasked",
-]
-
 #: Any floating (or, inside a complex-step check, complex) array, and its dtype.
 Array: TypeAlias = NDArray[Any]
 DType: TypeAlias = np.dtype[Any]

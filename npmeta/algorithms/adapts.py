@@ -19,8 +19,6 @@ from npmeta.network.spaces import flatten
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["Adapts"]
-
 
 class Adapts(ABC):
     """The methods of an algorithm that adapts by gradient steps. It has no state of its own.

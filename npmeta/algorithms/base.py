@@ -26,19 +26,6 @@ from npmeta.network.weights import total
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = [
-    "MetaGradient",
-    "MetaLearner",
-    "MetaParameters",
-    "Scores",
-    "all_rows",
-    "both_sets",
-    "check_network",
-    "check_steps",
-    "meta_parameters",
-    "named",
-]
-
 #: Meta-parameters by name: "theta", and "inner_lr" where step sizes are learned.
 MetaParameters: TypeAlias = Mapping[str, Array]
 

@@ -28,8 +28,6 @@ from npmeta.network.mlp import MLP
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["Joint", "Scratch", "SineOracle"]
-
 
 @dataclass(frozen=True, eq=False)
 class Joint(Adapts):

@@ -28,8 +28,6 @@ from npmeta.network.weights import OuterSum, Term, row_sum
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["CAVIA"]
-
 
 @dataclass(frozen=True, eq=False)
 class CAVIA(OwnSteps):

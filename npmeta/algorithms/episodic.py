@@ -48,18 +48,6 @@ from npmeta.network.passes import backward, forward, slopes
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = [
-    "ABSENT",
-    "ByDistance",
-    "ByLoss",
-    "Compared",
-    "Episodic",
-    "Passed",
-    "check_model",
-    "check_scale",
-    "through",
-]
-
 #: The output for a class without support rows: finite, and a probability of 0.
 ABSENT = -1e30
 

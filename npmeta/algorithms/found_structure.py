@@ -20,8 +20,6 @@ from npmeta.tasks import TaskBatch
 
 Steps = TypeVar("Steps", bound=Adapts)
 
-__all__ = ["CLOSED", "OPEN", "FoundLayer", "StructureReport", "harden", "structure_report"]
-
 #: Gates below are closed, and what is behind them is dropped by :func:`npmeta.harden`.
 CLOSED = 0.1
 

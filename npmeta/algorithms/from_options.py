@@ -14,17 +14,6 @@ from npmeta.network.mlp import MLP
 from npmeta.network.structure import Structure
 from npmeta.tasks.registry import KINDS
 
-__all__ = [
-    "Entry",
-    "on_context",
-    "on_embedding",
-    "on_network",
-    "on_structure",
-    "on_waves",
-    "one_or_list",
-    "with_relation",
-]
-
 #: Values of all options of a run by name.
 Values: TypeAlias = Mapping[str, Any]
 

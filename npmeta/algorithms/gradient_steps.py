@@ -36,8 +36,6 @@ from npmeta.network.weights import Point, total
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["GradientSteps", "Prepared"]
-
 
 @dataclass(frozen=True, eq=False)
 class Prepared:

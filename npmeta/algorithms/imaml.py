@@ -20,8 +20,6 @@ from npmeta.network.mlp import MLP
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["IMAML", "ImplicitMetaGradient", "conjugate_gradients"]
-
 
 @dataclass(frozen=True, eq=False)
 class ImplicitMetaGradient(MetaGradient):

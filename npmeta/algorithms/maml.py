@@ -13,8 +13,6 @@ from npmeta.bilevel.objective import Objective
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 
-__all__ = ["MAML"]
-
 
 @dataclass(frozen=True, eq=False)
 class MAML(Adapts):

@@ -15,8 +15,6 @@ from npmeta.bilevel.objective import Objective
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 
-__all__ = ["MAMLPlusPlus"]
-
 
 @dataclass(frozen=True, eq=False)
 class MAMLPlusPlus(Adapts):

@@ -19,8 +19,6 @@ from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 from npmeta.network.softmax import softmax, through_softmax
 
-__all__ = ["MANN", "in_order"]
-
 #: γ, the share of its usage that a slot keeps from one row to the next.
 USAGE_KEPT = 0.95
 

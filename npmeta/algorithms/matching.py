@@ -13,8 +13,6 @@ from npmeta.algorithms.episodic import ABSENT, ByDistance, Compared
 from npmeta.network.distances import DISTANCES
 from npmeta.network.mlp import MLP
 
-__all__ = ["MatchingNetwork", "log_sum_by_class"]
-
 
 @dataclass(frozen=True, eq=False)
 class MatchingNetwork(ByDistance):

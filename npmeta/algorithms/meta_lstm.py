@@ -28,8 +28,6 @@ from npmeta.network.mlp import MLP
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["MetaLSTM", "preprocess"]
-
 #: p of the preprocessing: gradients down to exp(−10) are seen by their logarithm.
 REACH = 10.0
 

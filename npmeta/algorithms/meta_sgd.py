@@ -16,8 +16,6 @@ from npmeta.bilevel.objective import Objective
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 
-__all__ = ["MetaSGD"]
-
 
 @dataclass(frozen=True, eq=False)
 class MetaSGD(Adapts):

@@ -15,21 +15,6 @@ from npmeta.network.mlp import MLP
 from npmeta.network.normalisation import NORMS
 from npmeta.network.structure import Structure
 
-__all__ = [
-    "DISTANCE",
-    "EMBEDDING",
-    "FINE_TUNING",
-    "FIRST_ORDER",
-    "INNER_LOOP",
-    "INNER_LR",
-    "INNER_STEPS",
-    "INNER_WEIGHT_DECAY",
-    "LEARN_INNER_LR",
-    "NETWORK",
-    "SCALE",
-    "STRUCTURE",
-]
-
 _model, _option = partial(Option, "model"), partial(Option, "algorithm")
 
 _HIDDEN = _model(

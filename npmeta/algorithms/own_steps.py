@@ -17,8 +17,6 @@ from npmeta.network.weights import Point
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["OwnSteps"]
-
 
 class OwnSteps(ABC):
     """What carries a state of each task ``(T, n)`` from step to step: its parameters, or its context.

@@ -12,8 +12,6 @@ from npmeta.algorithms.episodic import ABSENT, ByDistance, Compared
 from npmeta.network.distances import DISTANCES
 from npmeta.network.mlp import MLP
 
-__all__ = ["PrototypicalNetwork"]
-
 
 @dataclass(frozen=True, eq=False)
 class PrototypicalNetwork(ByDistance):

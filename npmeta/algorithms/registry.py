@@ -62,8 +62,6 @@ from npmeta.algorithms.siamese import PAIR_LOSSES
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.tasks.registry import KINDS
 
-__all__ = ["ALGORITHMS", "DEFAULT"]
-
 _model, _option = partial(Option, "model"), partial(Option, "algorithm")
 
 #: The kinds of tasks that may have classes.

@@ -13,8 +13,6 @@ from npmeta.algorithms.episodic import ABSENT, Compared, Episodic, check_model, 
 from npmeta.network import losses
 from npmeta.network.mlp import MLP
 
-__all__ = ["HIDDEN", "RelationNetwork"]
-
 #: Widths of the hidden layers of the second network, where none is given.
 HIDDEN = (128, 64)
 

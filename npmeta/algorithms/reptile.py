@@ -16,8 +16,6 @@ from npmeta.network import spaces
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 
-__all__ = ["Reptile"]
-
 
 @dataclass(frozen=True, eq=False)
 class Reptile(Adapts):

@@ -14,8 +14,6 @@ from npmeta.network import losses
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 
-__all__ = ["RidgeHead"]
-
 
 @dataclass(frozen=True, eq=False)
 class RidgeHead(ByLoss):

@@ -13,8 +13,6 @@ from npmeta.network import losses
 from npmeta.network.distances import euclidean, weighted_l1
 from npmeta.network.mlp import MLP
 
-__all__ = ["SiameseNetwork"]
-
 PAIR_LOSSES = ("weighted_l1", "contrastive")
 
 

@@ -17,8 +17,6 @@ from npmeta.network.mlp import MLP
 from npmeta.network.softmax import log_softmax, through_softmax
 from npmeta.network.structure import gates_of, shares_of
 
-__all__ = ["StructuredMAML"]
-
 
 @dataclass(frozen=True, eq=False)
 class StructuredMAML(Adapts):

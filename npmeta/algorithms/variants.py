@@ -12,8 +12,6 @@ from npmeta.algorithms.maml import MAML
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 
-__all__ = ["anil", "boil", "fomaml", "lslr"]
-
 
 def fomaml(
     model: MLP,

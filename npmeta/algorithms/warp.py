@@ -23,8 +23,6 @@ from npmeta.network.mlp import MLP
 if TYPE_CHECKING:
     from npmeta.tasks.batch import TaskBatch
 
-__all__ = ["Warp"]
-
 
 @dataclass(frozen=True, eq=False)
 class Warp(Adapts):

@@ -32,8 +32,6 @@ from npmeta.network import spaces
 from npmeta.network.spaces import flatten
 from npmeta.network.weights import Cotangent, Gradient, Point, Scale
 
-__all__ = ["StepSizes", "Trajectory", "adapt", "inner_loop", "pull_back"]
-
 
 class StepSizes:
     """Inner step sizes for every step and block.

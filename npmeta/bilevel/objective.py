@@ -30,16 +30,6 @@ from npmeta.network.passes import (
 from npmeta.network.spaces import dense
 from npmeta.network.weights import Gradient, Point, Scale
 
-__all__ = [
-    "Batch",
-    "Linearization",
-    "Objective",
-    "Risk",
-    "RiskLinearization",
-    "as_objective",
-    "linearize",
-]
-
 #: Inputs and targets of the rows of every task, checked and cast: what ``Objective.prepare`` returns.
 Batch: TypeAlias = tuple[Array, Array]
 

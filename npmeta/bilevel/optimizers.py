@@ -16,20 +16,6 @@ import numpy as np
 from npmeta._support.validation import Array, as_array, as_number, as_whole, check_mapping, lookup
 from npmeta.network.distances import norm
 
-__all__ = [
-    "OPTIMIZERS",
-    "SCHEDULES",
-    "Adam",
-    "Momentum",
-    "Optimizer",
-    "Schedule",
-    "Sgd",
-    "clip_by_global_norm",
-    "constant",
-    "cosine",
-    "step",
-]
-
 Named: TypeAlias = Mapping[str, Array]
 
 #: Iterations already made -> the factor on the learning rate.

@@ -16,17 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-__all__ = [
-    "FORMS",
-    "Cost",
-    "LayerPlan",
-    "Plan",
-    "chunk_size",
-    "dense_cost",
-    "factored_cost",
-    "make_plan",
-]
-
 #: How weights may be held: by what is cheaper in each layer, or all in one way.
 FORMS = ("auto", "dense", "factored")
 

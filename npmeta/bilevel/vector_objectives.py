@@ -12,8 +12,6 @@ from npmeta._support.validation import Array, DType, as_dtype, as_features, as_w
 from npmeta.bilevel.objective import Batch, Linearization, Objective, linearize
 from npmeta.network.weights import Gradient, Point, Scale, Vector
 
-__all__ = ["FunctionObjective", "Quadratic", "VectorLinearization"]
-
 
 class _OnVector:
     """What objectives without layers share: one block that holds the whole vector."""

@@ -15,8 +15,6 @@ from npmeta.algorithms.base import MetaLearner
 from npmeta.bilevel import optimizers
 from npmeta.training.config import Config
 
-__all__ = ["Checkpoint"]
-
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:

@@ -19,9 +19,6 @@ from npmeta.tasks.registry import preset as values_of_preset
 from npmeta.training.config import Config
 from npmeta.training.pool import WorkersError
 
-__all__ = ["main"]
-
-
 #: What is said in one line: input that is wrong, and a machine that has too little of something.
 EXPECTED = (ValueError, ImportError, OSError, MemoryError, OverflowError, RecursionError, WorkersError)
 

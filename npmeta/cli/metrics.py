@@ -11,8 +11,6 @@ from pathlib import Path
 from npmeta._support.files import write_atomically
 from npmeta._support.reading import read_file
 
-__all__ = ["COLUMNS", "HEADER", "Metrics"]
-
 #: Columns: means over the iterations since the row before; then the last validation. What an algorithm
 #: reports of the iteration itself comes after them.
 COLUMNS = ("iteration", "loss", "grad_norm", "outer_lr", "validation_loss", "validation_accuracy")

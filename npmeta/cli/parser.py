@@ -16,8 +16,6 @@ from npmeta.tasks.draws import SPLITS
 from npmeta.tasks.registry import KINDS, PRESETS, SIZES
 from npmeta.training.options import OPTIONS
 
-__all__ = ["make_parser"]
-
 
 class _Parser(argparse.ArgumentParser):
     """argparse with one-line errors that name the nearest known word."""

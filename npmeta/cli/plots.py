@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from npmeta.algorithms.found_structure import StructureReport
     from npmeta.verification import Report
 
-__all__ = ["curves", "drawings", "own_style", "remainders", "save", "scores", "structure", "waves"]
-
 # A palette that keeps its order of lightness in grey and for colour-blind readers.
 INK, BEFORE, MIDDLE, AFTER, POINT = "#222222", "#9aa5b1", "#f0a202", "#1d70b8", "#d1342f"
 

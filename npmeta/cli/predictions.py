@@ -16,8 +16,6 @@ from npmeta.network import losses
 from npmeta.tasks.checks import existing
 from npmeta.tasks.columns import LONGEST, read_csv
 
-__all__ = ["predict"]
-
 
 def _table(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file as they stand in it."""

@@ -8,8 +8,6 @@ from typing import Any, TextIO
 
 from npmeta._support.output import Lasting
 
-__all__ = ["Progress"]
-
 #: Share of its old value that the displayed loss keeps in each iteration.
 SMOOTHING = 0.98
 

@@ -13,8 +13,6 @@ from npmeta.algorithms import Scores
 from npmeta.cli.runs import Run
 from npmeta.tasks.registry import SIZES
 
-__all__ = ["score_json", "score_table"]
-
 
 def score_table(
     scored: Scores,

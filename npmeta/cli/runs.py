@@ -35,11 +35,9 @@ from npmeta._support.reading import read_json
 from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.cli.checkpoints import Checkpoint
-from npmeta.cli.metrics import COLUMNS, HEADER, Metrics
+from npmeta.cli.metrics import HEADER, Metrics
 from npmeta.tasks import Encoding
 from npmeta.training.config import Config
-
-__all__ = ["COLUMNS", "Checkpoint", "Run", "TakenError", "is_free", "locked", "new_run"]
 
 KEPT_CHECKPOINTS = 3
 

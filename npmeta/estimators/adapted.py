@@ -17,8 +17,6 @@ from npmeta.estimators.conventions import Parameters, as_column, as_rows, column
 if TYPE_CHECKING:
     from npmeta.estimators.meta import MetaEstimator
 
-__all__ = ["STREAMS", "AdaptedEstimator"]
-
 #: What ``partial_fit`` does with a task's rows.
 STREAMS = ("replay", "descend")
 

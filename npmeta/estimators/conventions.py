@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, check_finite, is_missing, unknown_name, unmasked
 
-__all__ = ["NotFittedError", "Parameters", "as_column", "as_rows", "column_names", "tags"]
-
 
 class NotFittedError(ValueError, AttributeError):
     """An estimator was asked for what it has not learned yet."""

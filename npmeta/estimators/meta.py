@@ -21,8 +21,6 @@ from npmeta.tasks.registry import TABLE, kind_of
 from npmeta.training.config import Config
 from npmeta.training.loop import Sampler, meta_train
 
-__all__ = ["MetaEstimator"]
-
 #: Options that have a parameter of their own.
 OWN_OPTIONS = (
     "algorithm", "hidden", "inner_lr", "inner_steps", "eval_steps", "iterations", "shots", "queries"

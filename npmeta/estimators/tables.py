@@ -15,8 +15,6 @@ from npmeta.tasks.draws import uniforms
 from npmeta.tasks.groups import Groups, warn_of_skipped
 from npmeta.training.config import Config
 
-__all__ = ["of_distribution", "of_table"]
-
 
 @dataclass(frozen=True, eq=False)
 class Grouped:

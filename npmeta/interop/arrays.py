@@ -8,8 +8,6 @@ import numpy as np
 
 from npmeta._support.validation import Array, unmasked
 
-__all__ = ["is_array", "is_tensor", "make_like", "to_numpy"]
-
 
 def is_array(value: object) -> bool:
     """Whether this is an array of some framework."""

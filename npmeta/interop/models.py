@@ -11,8 +11,6 @@ from npmeta.interop.structures import find_layers
 from npmeta.network.activations import Activation, elu, leaky_relu
 from npmeta.network.mlp import MLP
 
-__all__ = ["model_of"]
-
 #: Modules that change nothing where rows are vectors already.
 _NOTHING = {"Flatten", "Identity"}
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from npmeta.network.normalisation import EPS
 
-__all__ = ["TORCH_NORMS", "check_scales", "kinds_in"]
-
 #: PyTorch's modules, by the name of their class.
 TORCH_NORMS = {"BatchNorm1d": "batch", "LayerNorm": "layer"}
 #: Keras's layers.

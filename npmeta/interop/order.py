@@ -11,8 +11,6 @@ from typing import Any, TypeAlias
 
 from npmeta._support.validation import check_names
 
-__all__ = ["ForeignLayer", "ForeignNorm", "KeyPath", "layers_in_order", "widths_of", "with_norms"]
-
 #: The keys that lead to an array.
 KeyPath: TypeAlias = tuple[Any, ...]
 

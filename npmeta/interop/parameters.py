@@ -13,8 +13,6 @@ from npmeta.interop.order import ForeignLayer, KeyPath, widths_of
 from npmeta.interop.structures import at, find_layers, path_name, rebuilt
 from npmeta.network.mlp import MLP
 
-__all__ = ["from_theta", "grad_of", "to_theta"]
-
 
 def to_theta(
     params: Any,

@@ -13,8 +13,6 @@ from npmeta.interop.arrays import is_array, is_tensor
 from npmeta.interop.norms import check_scales
 from npmeta.interop.order import ForeignLayer, ForeignNorm, KeyPath, layers_in_order, with_norms
 
-__all__ = ["LAYOUTS", "at", "find_layers", "path_name", "rebuilt"]
-
 #: How a matrix may lie, and its sides in that order.
 LAYOUTS = {"in_out": "(n_in, n_out)", "out_in": "(n_out, n_in)"}
 

@@ -18,8 +18,6 @@ import numpy as np
 
 from npmeta._support.validation import Array, as_number, lookup_made
 
-__all__ = ["ACTIVATIONS", "Activation", "elu", "get", "leaky_relu"]
-
 
 @dataclass(frozen=True)
 class Activation:

@@ -23,17 +23,6 @@ from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array
 
-__all__ = [
-    "DISTANCES",
-    "PairsAt",
-    "WeightedPairsAt",
-    "cosine",
-    "euclidean",
-    "norm",
-    "squared_euclidean",
-    "weighted_l1",
-]
-
 
 class PairsAt(NamedTuple):
     """A number for each pair ``(T, Q, C)``, and the function from its cotangent to ū and v̄."""

@@ -49,8 +49,6 @@ from npmeta.network.weights import (
     total,
 )
 
-__all__ = ["Factored", "FactoredBase", "FactoredInput", "InputBase", "InputProducts"]
-
 # --- what all layers have in common -----------------------------------------------------------------
 
 Own = TypeVar("Own", bound="_Thin")

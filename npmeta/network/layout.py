@@ -14,8 +14,6 @@ from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, shown, unmasked
 
-__all__ = ["pack", "places", "unpack"]
-
 Shapes: TypeAlias = Sequence[Mapping[str, tuple[int, ...]]]
 
 

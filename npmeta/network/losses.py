@@ -25,8 +25,6 @@ from numpy.typing import ArrayLike
 from npmeta._support.validation import Array, DType, as_array, as_dtype, as_number, lookup_made
 from npmeta.network.softmax import from_largest
 
-__all__ = ["LOSSES", "DecisionsAt", "Loss", "LossAt", "accuracy", "decisions", "get", "huber"]
-
 
 class LossAt(NamedTuple):
     """A loss at one point: its value, gradient, and the product with its Hessian."""
@@ -235,7 +233,7 @@ def _binary_cross_entropy(o: Array, y: Array) -> LossAt:
     return LossAt(_mean(value), gradient / n, lambda u: curvature * u)
 
 
-#: Beyond this log-rate :func:`_poisson_nll` continues exp(o) by its second-order Taylor polynomial.
+#: Beyond this log-rate the Poisson loss continues exp(o) by its second-order Taylor polynomial.
 MAX_LOG_RATE = 50.0
 
 

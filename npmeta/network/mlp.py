@@ -33,8 +33,6 @@ from npmeta.network.spaces import dense
 from npmeta.network.structure import OPEN, Structure, Structured
 from npmeta.network.weights import Dense, Layer, Shared, Vector
 
-__all__ = ["MLP"]
-
 
 class MLP:
     """A multilayer perceptron whose parameters are one flat vector.

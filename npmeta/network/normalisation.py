@@ -28,8 +28,6 @@ from npmeta._support.validation import Array
 from npmeta.network.parts import Parted, Parts, PreActivation
 from npmeta.network.weights import OuterSum, Vector, row_sum
 
-__all__ = ["EPS", "NORMS", "Normalised", "Standardised"]
-
 #: ε. Where all z are the same, σ is its root and ẑ is 0.
 EPS = 1e-5
 

@@ -17,8 +17,6 @@ import numpy as np
 from npmeta._support.validation import Array
 from npmeta.network.weights import Layer, OuterSum, Scale, Vector, total
 
-__all__ = ["Parted", "Parts", "PreActivation", "Sets", "pre_activation"]
-
 
 class PreActivation:
     """What a hidden layer hands to its activation, ``u``: without further parts z as it is."""

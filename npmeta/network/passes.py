@@ -30,18 +30,6 @@ from npmeta.network.activations import Activation
 from npmeta.network.parts import PreActivation, pre_activation
 from npmeta.network.weights import Layer, Linear, OuterSum, Term
 
-__all__ = [
-    "Backward",
-    "Forward",
-    "ForwardDot",
-    "backward",
-    "backward_dot",
-    "curvatures",
-    "forward",
-    "forward_dot",
-    "slopes",
-]
-
 
 class Forward(NamedTuple):
     """Inputs a of every layer, z of every layer, and what the hidden layers hand to their activations;

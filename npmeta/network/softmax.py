@@ -15,15 +15,6 @@ import numpy as np
 
 from npmeta._support.validation import Array
 
-__all__ = [
-    "FromLargest",
-    "from_largest",
-    "log_softmax",
-    "relative_to_largest",
-    "softmax",
-    "through_softmax",
-]
-
 
 class FromLargest(NamedTuple):
     """Rows seen from their largest entries.

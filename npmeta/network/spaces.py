@@ -23,19 +23,6 @@ import numpy as np
 from npmeta._support.validation import Array
 from npmeta.network.weights import Cotangent, Direction, Gradient, Point, Scale
 
-__all__ = [
-    "cotangent",
-    "dense",
-    "descend",
-    "flatten",
-    "minus",
-    "paired",
-    "plus",
-    "scaled",
-    "task_mean",
-    "times",
-]
-
 
 def descend(
     point: Sequence[Point],

@@ -28,8 +28,6 @@ from npmeta.network.parts import Parted, Parts, PreActivation
 from npmeta.network.softmax import relative_to_largest, softmax, through_softmax
 from npmeta.network.weights import OuterSum, Vector, row_sum, total
 
-__all__ = ["OPEN", "Mixed", "Structure", "Structured", "gates_of", "shares_of"]
-
 #: What γ is at first: gates of 0.95, near the plain network's 1.
 OPEN = 3.0
 

@@ -32,25 +32,6 @@ import numpy as np
 
 from npmeta._support.validation import Array
 
-__all__ = [
-    "Cotangent",
-    "Dense",
-    "Direction",
-    "Gradient",
-    "Layer",
-    "Linear",
-    "OuterSum",
-    "Point",
-    "Scale",
-    "Shared",
-    "Term",
-    "Vector",
-    "Weights",
-    "product",
-    "row_sum",
-    "total",
-]
-
 #: What multiplies a block: one factor for each of its arrays (W and b; or one alone), each a number
 #: or an array of that shape; or a number for all of them.
 Scale: TypeAlias = "float | tuple[Any, ...]"

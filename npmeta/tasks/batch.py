@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, as_array, as_features, shown
 
-__all__ = ["TaskBatch"]
-
 
 @dataclass(frozen=True, eq=False)
 class TaskBatch:

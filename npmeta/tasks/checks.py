@@ -9,8 +9,6 @@ from typing import TypeAlias
 
 from npmeta._support.validation import as_list, as_number, as_whole, shown
 
-__all__ = ["PathLike", "as_path", "check_counts", "check_fractions", "existing"]
-
 PathLike: TypeAlias = str | os.PathLike[str]
 
 

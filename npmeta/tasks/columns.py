@@ -14,8 +14,6 @@ from npmeta._support.reading import allowed, npz_arrays, read_file
 from npmeta._support.validation import Array, shortened, unknown_name
 from npmeta.tasks.encoding import Encoding
 
-__all__ = ["Columns", "ordered", "read_columns", "read_csv"]
-
 #: Characters of a message at most: cells and names are as long as they like.
 LONGEST = 600
 

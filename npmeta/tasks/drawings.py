@@ -19,8 +19,6 @@ from npmeta._support.validation import Array
 from npmeta.tasks.checks import PathLike, existing
 from npmeta.tasks.framing import aligned
 
-__all__ = ["SIDE", "load", "read_image"]
-
 #: Side of the resized images.
 SIDE = 28
 

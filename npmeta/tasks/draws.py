@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike
 
 from npmeta._support.validation import Array, as_whole, lookup
 
-__all__ = ["SPLITS", "check_draw", "distinct", "split_up", "uniforms"]
-
 #: The splits, and the number that sets their streams apart.
 SPLITS = {"train": 0, "validation": 1, "test": 2}
 

@@ -23,8 +23,6 @@ from npmeta._support.validation import (
     unmasked,
 )
 
-__all__ = ["Encoding"]
-
 #: Of the fields, as JSON has them.
 KIND = {
     "features": [str],

@@ -21,8 +21,6 @@ import numpy as np
 
 from npmeta._support.validation import Array
 
-__all__ = ["aligned", "distorted"]
-
 #: Standard deviation of the ink of an aligned drawing, in pixels: nearly all of it is in the image.
 SPREAD = 6.0
 

@@ -12,8 +12,6 @@ from npmeta._support.validation import Array, shortened
 from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.draws import distinct
 
-__all__ = ["Groups", "warn_of_skipped"]
-
 
 @dataclass(frozen=True, eq=False)
 class Groups:

@@ -14,8 +14,6 @@ from npmeta.tasks.drawings import SIDE, load
 from npmeta.tasks.draws import SPLITS, distinct, split_up, uniforms
 from npmeta.tasks.framing import aligned, distorted
 
-__all__ = ["SPLIT_BY", "Omniglot"]
-
 #: What may be divided among the splits.
 SPLIT_BY = ("character", "alphabet")
 

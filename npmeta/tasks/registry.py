@@ -21,8 +21,6 @@ from npmeta.tasks.rows import DrawingRows, Rows, TableRows
 from npmeta.tasks.sinusoid import Sinusoid
 from npmeta.tasks.table import TARGET_KINDS, Table
 
-__all__ = ["KINDS", "PRESETS", "SIZES", "TABLE", "Kind", "TaskDistribution", "kind_of", "preset"]
-
 
 class TaskDistribution(Protocol):
     """What runs ask of a sampler.

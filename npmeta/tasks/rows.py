@@ -16,8 +16,6 @@ from npmeta.tasks.drawings import SIDE, read_image
 from npmeta.tasks.encoding import Encoding
 from npmeta.tasks.table import read_rows
 
-__all__ = ["DrawingRows", "Rows", "TableRows"]
-
 #: New columns by name.
 Answers: TypeAlias = list[tuple[str, Sequence[object]]]
 

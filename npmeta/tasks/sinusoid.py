@@ -12,8 +12,6 @@ from npmeta.tasks.batch import TaskBatch
 from npmeta.tasks.checks import check_counts
 from npmeta.tasks.draws import uniforms
 
-__all__ = ["Sinusoid"]
-
 Range = tuple[float, float]
 
 

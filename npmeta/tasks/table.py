@@ -17,8 +17,6 @@ from npmeta.tasks.draws import split_up, uniforms
 from npmeta.tasks.encoding import Encoding
 from npmeta.tasks.groups import Groups, warn_of_skipped
 
-__all__ = ["TARGET_KINDS", "Table", "read_rows"]
-
 #: What a target may be said to be.
 TARGET_KINDS = ("auto", "number", "class")
 

@@ -25,8 +25,6 @@ from npmeta.tasks import Encoding
 from npmeta.tasks.registry import KINDS
 from npmeta.training.options import OPTIONS, options_of
 
-__all__ = ["Config"]
-
 
 class Config:
     """The options of one run, complete and checked.

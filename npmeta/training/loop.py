@@ -16,8 +16,6 @@ from npmeta.algorithms.base import named
 from npmeta.bilevel.optimizers import Adam, Optimizer, Schedule, clip_by_global_norm, constant
 from npmeta.tasks import TaskBatch
 
-__all__ = ["Algorithm", "NonFiniteError", "Sampler", "Step", "evaluate", "form_at", "meta_train"]
-
 
 class Algorithm(Protocol):
     """What training asks of an algorithm.
@@ -248,7 +246,7 @@ def _check_finite(iteration: int, out: MetaGradient, norm: float) -> None:
     raise NonFiniteError(iteration, None, norm if not np.isfinite(norm) else out.loss)
 
 
-#: Tasks that :func:`evaluate` adapts at a time: parameters for each are in memory at once.
+#: Tasks that ``evaluate`` adapts at a time: parameters for each are in memory at once.
 EVALUATION_BATCH = 50
 
 

@@ -14,8 +14,6 @@ from npmeta.network.losses import LOSSES
 from npmeta.tasks.registry import KINDS
 from npmeta.training.loop import evaluate, meta_train
 
-__all__ = ["OPTIONS", "described", "options_of"]
-
 #: In the order of the file. What stands in none is at its top.
 SECTIONS = ("", "tasks", "model", "algorithm", "training", "evaluation")
 

@@ -35,9 +35,6 @@ from npmeta.training.worker import Outcome
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-__all__ = ["Deferred", "Sharded", "default_shard_size"]
-
-
 #: What a shard has by default: at least so many tasks, and at least so many parameters times tasks.
 LEAST_TASKS, LEAST_NUMBERS = 8, 2**17
 

@@ -27,8 +27,6 @@ from npmeta._support.validation import Array
 from npmeta.training.shared_memory import Exchange, Segment, layout_of
 from npmeta.training.worker import NOT_FOR_WORKERS, Answer, Outcome, Work, serve
 
-__all__ = ["Crew", "WorkersError", "begins_anew_in_forks", "pickled"]
-
 #: Deaths in one call after which it is given up; as many as there are workers, a request to terminate
 #: that goes to all processes may cost.
 MOST_DEATHS = 3

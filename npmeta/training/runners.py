@@ -19,8 +19,6 @@ from npmeta.training.worker import Outcome, Work, portable
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
-__all__ = ["Foreign", "OwnProcesses"]
-
 #: Attempts at a shard through somebody else's executor.
 ATTEMPTS = 3
 

@@ -22,8 +22,6 @@ from npmeta._support.validation import Array
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["ALIGNMENT", "Exchange", "Layout", "Segment", "aligned", "layout_of"]
-
 #: Where an array may begin in shared memory: a multiple of a cache line.
 ALIGNMENT = 64
 

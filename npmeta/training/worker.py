@@ -19,8 +19,6 @@ from npmeta.training.shared_memory import Exchange, Layout, Segment, aligned, la
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["NOT_FOR_WORKERS", "Answer", "Outcome", "Work", "portable", "serve"]
-
 #: What a job gives: arrays with the names, shapes and dtypes of the parameters, and something small.
 Outcome: TypeAlias = tuple[Mapping[str, Array], Any]
 

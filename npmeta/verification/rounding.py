@@ -25,21 +25,6 @@ from numpy.typing import DTypeLike
 
 from npmeta._support.validation import Array
 
-__all__ = [
-    "CEILING",
-    "CEILING_OF_MISTAKES",
-    "FLOOR",
-    "ROUNDINGS",
-    "SAFETY",
-    "SAFETY_OF_DIFFERENCES",
-    "SAFETY_OF_MISFITS",
-    "SHAKES",
-    "jittered",
-    "relative",
-    "shaken",
-    "unit",
-]
-
 #: Up to so many roundings are parameters and inputs moved: those of the few operations that made them.
 ROUNDINGS = 8
 #: Trials see a sample of what may happen, entry by entry.

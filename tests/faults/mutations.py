@@ -78,8 +78,9 @@ def prepare(folder: Path) -> State:
 
 def _subjects(folder: Path) -> Iterator[Subject]:
     import npmeta as nm
+    from npmeta.cli.checkpoints import Checkpoint
     from npmeta.cli.metrics import Metrics
-    from npmeta.cli.runs import Checkpoint, Run
+    from npmeta.cli.runs import Run
     from npmeta.tasks import Encoding, Omniglot, Table, drawings, read_image
     from npmeta.tasks.columns import read_columns
     from npmeta.training.config import Config

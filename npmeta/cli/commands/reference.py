@@ -13,17 +13,6 @@ from npmeta.network.losses import LOSSES
 from npmeta.tasks.registry import KINDS, PRESETS
 from npmeta.training.options import described
 
-__all__ = [
-    "check",
-    "examine",
-    "golden_check",
-    "golden_list",
-    "golden_write",
-    "list_faults",
-    "list_names",
-]
-
-
 # --- list -----------------------------------------------------------------------------------------
 
 

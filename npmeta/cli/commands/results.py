@@ -20,17 +20,6 @@ from npmeta.training.config import Config
 from npmeta.training.loop import Algorithm, evaluate
 from npmeta.training.parallel import Sharded
 
-__all__ = [
-    "adapt_run",
-    "diverged",
-    "draw",
-    "evaluate_run",
-    "pictures",
-    "plot_run",
-    "score",
-    "show_structure",
-]
-
 
 def evaluate_run(
     folder: Path,

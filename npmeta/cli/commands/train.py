@@ -14,18 +14,17 @@ from npmeta._support import signals as _signals
 from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.bilevel import optimizers
+from npmeta.cli.checkpoints import Checkpoint
 from npmeta.cli.commands.results import diverged, draw, pictures, score
 from npmeta.cli.commands.words import say
 from npmeta.cli.progress import Progress
 from npmeta.cli.reports import score_json, score_table
-from npmeta.cli.runs import Checkpoint, Run, TakenError, is_free, locked, new_run
+from npmeta.cli.runs import Run, TakenError, is_free, locked, new_run
 from npmeta.tasks.checks import existing
 from npmeta.tasks.registry import TaskDistribution
 from npmeta.training.config import Config
 from npmeta.training.loop import Algorithm, NonFiniteError, evaluate, meta_train
 from npmeta.training.parallel import Sharded, default_shard_size
-
-__all__ = ["resume_run", "start_run"]
 
 
 def start_run(config: Config, folder: Path | None, workers: int = 1) -> int:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from npmeta._support.output import Lasting, one_line
 
-__all__ = ["check_picture", "data", "say"]
-
 
 def say(message: str) -> None:
     """A sentence beside the output proper. That nobody can read it is no reason to end."""

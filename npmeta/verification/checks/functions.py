@@ -19,8 +19,6 @@ from npmeta._support.validation import (
 from npmeta.verification.oracles.differences import Difference
 from npmeta.verification.rounding import SAFETY_OF_DIFFERENCES, jittered, unit
 
-__all__ = ["Function", "Layout", "ValueAndGradient", "derivative_bar", "why_wide"]
-
 #: ``x -> (value, gradient)``.
 ValueAndGradient: TypeAlias = Callable[[Any], tuple[Any, Any]]
 

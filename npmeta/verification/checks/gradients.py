@@ -25,8 +25,6 @@ from npmeta.verification.checks.reports import Report, judge
 from npmeta.verification.oracles.differences import differentiate
 from npmeta.verification.rounding import SAFETY
 
-__all__ = ["check_batched", "check_deterministic", "check_gradient", "check_hvp"]
-
 #: Random directions for each block, beside that of its gradient.
 DIRECTIONS = 3
 

@@ -20,8 +20,6 @@ from npmeta.verification.oracles.kinks import at_kinks
 from npmeta.verification.oracles.references import Reference, meta_gradient
 from npmeta.verification.rounding import SAFETY, unit
 
-__all__ = ["SecondOrder", "blocks", "check_meta_gradient", "compare", "second_order"]
-
 #: A block is zero by subtraction if it is below so many roundings of the whole gradient.
 ZERO = 100
 

@@ -25,8 +25,6 @@ import numpy as np
 
 from npmeta._support.validation import Array
 
-__all__ = ["Finding", "Report", "Verdict", "judge", "worst"]
-
 #: A bar wider than this share of the scale decides nothing.
 RESOLUTION = 0.1
 

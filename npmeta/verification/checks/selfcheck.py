@@ -30,8 +30,6 @@ from npmeta.verification.checks.taylor import check_taylor
 from npmeta.verification.oracles.references import complex_step, extended, meta_gradient, richardson
 from npmeta.verification.rounding import SAFETY, SAFETY_OF_DIFFERENCES
 
-__all__ = ["HEAD", "Line", "machine", "run", "slopes"]
-
 
 def machine() -> str:
     """Python, NumPy, its BLAS, the processor, and how long a long double is."""

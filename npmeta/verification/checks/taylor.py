@@ -21,8 +21,6 @@ from npmeta.verification.checks.reports import Finding, Report, Verdict, judge
 from npmeta.verification.oracles.differences import Difference, differentiate, roughness
 from npmeta.verification.rounding import SAFETY
 
-__all__ = ["check_taylor"]
-
 #: Steps of :func:`check_taylor`, each half of the one before, and how many a slope is fitted to.
 LEVELS, WINDOW = 26, 6
 

@@ -20,8 +20,6 @@ from npmeta.verification.rounding import (
     unit,
 )
 
-__all__ = ["Evidence", "as_answer"]
-
 
 def as_answer(problem: Problem, gradient: ArrayLike | Mapping[str, ArrayLike]) -> Array:
     """A gradient as one vector ``(P,)``, in the dtype it came in.

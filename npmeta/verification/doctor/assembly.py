@@ -12,30 +12,6 @@ from npmeta._support.validation import Array
 from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
 from npmeta.verification.doctor.problem import Problem
 
-__all__ = [
-    "ORDERS",
-    "AddDecay",
-    "Assembly",
-    "AtUpdatedTheta",
-    "ClipNorm",
-    "ClipValues",
-    "DropSecondOrder",
-    "Finish",
-    "MeanOfTasks",
-    "OnlyTask",
-    "OuterStep",
-    "OverTasks",
-    "ReptileUpdate",
-    "SetToZero",
-    "Standardise",
-    "StepPerTask",
-    "TaskGradients",
-    "Times",
-    "Transpose",
-    "WithoutTask",
-    "finished",
-]
-
 
 class TaskGradients(NamedTuple):
     """Gradients ``(T, P)``, their sum ``(P,)``, and where they come from."""

@@ -12,8 +12,6 @@ from npmeta.verification.doctor.explanations import Explanation
 from npmeta.verification.doctor.faults import FAULTS, Fault, Variant
 from npmeta.verification.doctor.faults.scale import CLIP_NORMS
 
-__all__ = ["Candidate", "any_factor", "complexity", "factor_of", "named_freely"]
-
 
 @dataclass(frozen=True, eq=False)
 class Candidate:

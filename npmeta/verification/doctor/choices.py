@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from npmeta.network.normalisation import EPS
 
-__all__ = ["Backward", "Forward", "Statistics", "changed"]
-
 
 @dataclass(frozen=True)
 class Statistics:

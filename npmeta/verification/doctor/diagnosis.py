@@ -17,8 +17,6 @@ from npmeta.verification.doctor.faults import FAULTS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BlockReport", "Diagnosis"]
-
 WIDTH, INDENT = 79, 18
 #: Blocks that are listed one by one.
 MOST_BLOCKS = 12

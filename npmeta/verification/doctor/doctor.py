@@ -27,8 +27,6 @@ from npmeta.verification.doctor.files import load_problem
 from npmeta.verification.doctor.predictions import Predictions
 from npmeta.verification.doctor.problem import Problem
 
-__all__ = ["Doctor", "diagnose"]
-
 
 def diagnose(
     problem: Problem | PathLike,

@@ -20,8 +20,6 @@ from npmeta.verification.doctor.search import CLEARLY, Search, blocks_of
 from npmeta.verification.doctor.telling_apart import what_would_tell
 from npmeta.verification.rounding import CEILING, FLOOR, relative
 
-__all__ = ["Examination"]
-
 #: How many times the support loss may have grown in an inner loop that is to be judged. Saturated
 #: units, say, have slopes that one implementation computes to the last digit, and another as 1 − 1.
 RUN_AWAY = 1e4

@@ -12,18 +12,6 @@ from npmeta.verification.doctor.faults.normalised import NORMALISED
 from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.doctor.recipe import Recipe
 
-__all__ = [
-    "RIGHT",
-    "Explanation",
-    "crowds",
-    "is_large",
-    "known_factors",
-    "left_out",
-    "pairs",
-    "singles",
-    "work",
-]
-
 #: Mistakes with a number in them that only a fit can find, or that are seen in the answer itself.
 #: They are not computed in advance.
 FOUND_OTHERWISE = {

@@ -35,20 +35,6 @@ from npmeta.tasks.checks import PathLike, existing
 from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.doctor.tensors import load_arrays, npz_bytes
 
-__all__ = [
-    "Answers",
-    "described",
-    "load_answers",
-    "load_problem",
-    "named_arrays",
-    "posed",
-    "read_case",
-    "save_problem",
-    "structure_of",
-    "task_arrays",
-    "tensors_of",
-]
-
 NEEDED = ("widths", "activation", "inner_loss", "inner_lr", "inner_steps")
 NORM = ("norm", "adapt_norm", "norm_sets")
 

@@ -23,8 +23,6 @@ from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
 from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.doctor.recipe import Choices, Recipe, gradient_by
 
-__all__ = ["FittedNumbers"]
-
 #: A fit begins at the best of these. Round numbers are met exactly: far from the right step size a
 #: gradient may change so fast that a fit finds nothing else, and behind a kink the slope leads astray.
 ROUND = np.array([2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 16, 20, 25, 32, 50, 64, 75, 100, 128, 200, 1000])

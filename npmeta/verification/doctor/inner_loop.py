@@ -27,8 +27,6 @@ from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.doctor.row_space import RowSpace
 from npmeta.verification.doctor.stand_ins import GELU_BY_TANH, SOFTMAX_TWICE
 
-__all__ = ["InnerLoop", "adapted_by", "run_loop"]
-
 FLOAT64 = np.dtype(np.float64)
 #: Numbers above which the tasks go back one after another: less memory, and no more time.
 MOST_AT_ONCE = 4_000_000

@@ -24,8 +24,6 @@ from npmeta.verification.rounding import (
     unit,
 )
 
-__all__ = ["Noise"]
-
 
 class Noise:
     """What rounding in a dtype does to the predictions for one problem, measured.

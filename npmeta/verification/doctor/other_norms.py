@@ -30,16 +30,6 @@ from npmeta.network.parts import Parts, PreActivation
 from npmeta.network.passes import forward
 from npmeta.network.weights import Layer, OuterSum
 
-__all__ = [
-    "MeanAndVariance",
-    "NormRule",
-    "OtherNorm",
-    "first_rows",
-    "fresh",
-    "running",
-    "statistics_of",
-]
-
 #: The mean and the variance, each ``(1 or T, 1 or rows, 1 or n)``.
 MeanAndVariance = tuple[Array, Array]
 #: What each normalisation takes the mean over.

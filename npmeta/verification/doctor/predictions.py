@@ -17,8 +17,6 @@ from npmeta.verification.doctor.noise import Noise
 from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.doctor.way_back import pull_back
 
-__all__ = ["FEWEST_PARAMETERS", "LOOPS", "Predictions", "predictions"]
-
 #: Numbers in predictions that are kept for the next answer to the same problem.
 MOST_KEPT = 8_000_000
 #: With fewer parameters than this a free factor, or a mistake out of thousands, fits too easily.

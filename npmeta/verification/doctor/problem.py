@@ -18,8 +18,6 @@ from npmeta.tasks import TaskBatch
 from npmeta.verification.doctor.row_space import RowSpace
 from npmeta.verification.oracles.meta_loss import check_maml
 
-__all__ = ["Problem"]
-
 
 @dataclass(frozen=True, eq=False)
 class Problem:

@@ -24,8 +24,6 @@ from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
 from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.doctor.way_back import pull_back
 
-__all__ = ["Choices", "Recipe", "gradient_by", "gradients_by"]
-
 Choices: TypeAlias = Forward | Backward | Assembly
 
 

@@ -17,8 +17,6 @@ from npmeta._support.validation import Array
 from npmeta.bilevel.objective import Batch, Risk
 from npmeta.network.mlp import MLP
 
-__all__ = ["RowSpace"]
-
 #: Less is saved than it costs where the span is wider than this share of the inputs.
 WIDEST = 0.25
 

@@ -25,8 +25,6 @@ from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.doctor.recipe import Recipe, gradient_by
 from npmeta.verification.rounding import CEILING_OF_MISTAKES, relative
 
-__all__ = ["CLEARLY", "Search", "blocks_of"]
-
 #: How much farther than what is named everything else has to be.
 CLEARLY = 10.0
 #: Predictions that are looked at closely, and how near they have to be at first sight.

@@ -9,8 +9,6 @@ from npmeta.network.activations import Activation
 from npmeta.network.losses import Loss, LossAt
 from npmeta.network.softmax import relative_to_largest, softmax, through_softmax
 
-__all__ = ["GELU_BY_TANH", "SOFTMAX_TWICE"]
-
 
 def _gelu_by_tanh(z: Array) -> tuple[Array, Array, Array]:
     """½ z (1 + tanh u), u = √(2/π) (z + 0.044715 z³), and its first two derivatives."""

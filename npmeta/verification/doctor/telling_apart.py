@@ -6,8 +6,6 @@ import numpy as np
 
 from npmeta.verification.doctor.problem import Problem
 
-__all__ = ["what_would_tell"]
-
 
 def what_would_tell(problem: Problem, right: bool) -> str:
     """How a problem differs from the design in which no two mistakes coincide."""

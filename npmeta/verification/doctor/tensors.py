@@ -22,8 +22,6 @@ from npmeta._support.reading import SHORT, check_json, npy_array, npz_arrays, pa
 from npmeta._support.validation import Array, shown
 from npmeta.tasks.checks import PathLike, existing
 
-__all__ = ["load_arrays", "npz_bytes", "safetensors_bytes"]
-
 #: The earliest time that a zip file can hold, and where all of ours are from.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 

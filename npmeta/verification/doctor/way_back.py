@@ -19,8 +19,6 @@ from npmeta.bilevel.objective import Linearization
 from npmeta.verification.doctor.choices import Backward
 from npmeta.verification.doctor.inner_loop import InnerLoop, adapted_by
 
-__all__ = ["pull_back"]
-
 
 def pull_back(loop: InnerLoop, choices: Backward) -> Array:
     """Every task's meta-gradient ``(T, P)``, by the way back that is chosen."""

@@ -13,8 +13,6 @@ from npmeta.verification.golden.ridge import RidgeCase
 from npmeta.verification.golden.settings import Setting
 from npmeta.verification.golden.steps import JointCase, MAMLPlusPlusCase, ReptileCase
 
-__all__ = ["ALGORITHMS", "golden_case"]
-
 #: By the registry's names. What is MAML with other step sizes, or without second derivatives, is a case
 #: of "maml" that says under ``published_as`` by which name. Names go into the schema too.
 ALGORITHMS: dict[str, type[GoldenCase]] = {

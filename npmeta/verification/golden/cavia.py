@@ -15,8 +15,6 @@ from npmeta.bilevel.objective import Batch
 from npmeta.verification.golden.inner import SETS_SWAPPED, InnerCase
 from npmeta.verification.golden.others import Parameters
 
-__all__ = ["CAVIACase"]
-
 
 @dataclass(frozen=True, eq=False)
 class CAVIACase(InnerCase):

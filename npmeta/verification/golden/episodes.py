@@ -20,18 +20,6 @@ from npmeta.algorithms.prototypical import PrototypicalNetwork
 from npmeta.verification.golden.maml import loss_words
 from npmeta.verification.golden.others import OtherCase, Parameters, network
 
-__all__ = [
-    "EMBEDDING",
-    "SETS_SWAPPED",
-    "EpisodicCase",
-    "MatchingCase",
-    "PrototypicalCase",
-    "ScoredCase",
-    "distances",
-    "log_sum_exp",
-    "over_rows",
-]
-
 SETS_SWAPPED = {"sets_swapped": "S ↔ Q"}
 EMBEDDING = "e(x): the outputs of the network theta for the row x; the same for support and query rows"
 CLASSES = "query_loss = mean over query rows of -log(exp(o[label]) / sum(exp(o[k]) over k))"

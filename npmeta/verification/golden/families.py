@@ -16,8 +16,6 @@ from npmeta.network.activations import RELU, SOFTPLUS, Activation, leaky_relu
 from npmeta.network.structure import Structure
 from npmeta.verification.golden.settings import Setting
 
-__all__ = ["SETTINGS", "SUITE_VERSION"]
-
 #: To be raised with every change of a setting or its numbers. Another case, or another mistake among
 #: the wrong answers, changes nothing that is there.
 SUITE_VERSION = 1

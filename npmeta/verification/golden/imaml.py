@@ -18,8 +18,6 @@ from npmeta.verification.golden.others import Parameters
 from npmeta.verification.oracles.meta_loss import tiny_step
 from npmeta.verification.rounding import FLOOR, SAFETY_OF_MISFITS, relative
 
-__all__ = ["IMAMLCase"]
-
 
 class _Solved(NamedTuple):
     """φ ``(T, P)``, H + ρI there ``(T, P, P)``, and the size of ∇G by that at θ, of the worst task."""

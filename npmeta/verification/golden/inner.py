@@ -20,8 +20,6 @@ from npmeta.verification.golden.maml import loss_words
 from npmeta.verification.golden.others import OtherCase
 from npmeta.verification.oracles.meta_loss import layers, value_and_gradient
 
-__all__ = ["SETS_SWAPPED", "InnerCase"]
-
 SETS_SWAPPED = {"sets_swapped": "S ↔ Q"}
 
 

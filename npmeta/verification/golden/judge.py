@@ -19,8 +19,6 @@ from npmeta.verification.golden.maml import SECOND_ORDER
 from npmeta.verification.golden.suite import check_sums, read_index
 from npmeta.verification.rounding import relative
 
-__all__ = ["CaseResult", "Results", "check", "iter_check"]
-
 #: After so many wrong answers that no known mistake explains, causes are no longer looked for.
 MOST_UNKNOWN = 3
 UNKNOWN = "no known mistake explains it"

@@ -15,8 +15,6 @@ from npmeta.bilevel.objective import Batch
 from npmeta.verification.golden.inner import SETS_SWAPPED, InnerCase
 from npmeta.verification.golden.others import Parameters, sigmoid
 
-__all__ = ["LSTMCase"]
-
 
 class _Step(NamedTuple):
     """φ_s and the gates that have made it ``(D T, P)``, and the gradient there of the support loss."""

@@ -41,8 +41,6 @@ from npmeta.verification.oracles.references import (
 )
 from npmeta.verification.rounding import CEILING_OF_MISTAKES, relative
 
-__all__ = ["SECOND_ORDER", "GoldenCase", "WrongAnswer", "loss_words"]
-
 #: The mistake of a case that asks for the first-order gradient, and gets the exact one.
 SECOND_ORDER = "second_order_kept"
 

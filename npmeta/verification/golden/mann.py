@@ -15,8 +15,6 @@ from npmeta.network.mlp import MLP
 from npmeta.verification.golden.episodes import EMBEDDING, SETS_SWAPPED, ScoredCase, distances
 from npmeta.verification.golden.others import Parameters, sigmoid
 
-__all__ = ["MANNCase"]
-
 #: Usages as near as that are those of slots that have been used alike.
 ALIKE = 1e-12
 

@@ -31,8 +31,6 @@ from npmeta.verification.oracles.meta_loss import tiny_step
 from npmeta.verification.oracles.references import extended
 from npmeta.verification.rounding import FLOOR, SAFETY_OF_MISFITS, SHAKES, relative, shaken, unit
 
-__all__ = ["OtherCase", "Parameters", "network", "sigmoid"]
-
 #: Meta-parameters by name, each with an axis of points in front.
 Parameters = Mapping[str, Array]
 

@@ -23,8 +23,6 @@ from npmeta.verification.golden.episodes import (
 )
 from npmeta.verification.golden.others import Parameters, network, sigmoid
 
-__all__ = ["RelationCase", "SiameseCase"]
-
 
 @dataclass(frozen=True, eq=False)
 class SiameseCase(EpisodicCase):

@@ -19,8 +19,6 @@ from npmeta.verification.golden.episodes import (
 )
 from npmeta.verification.golden.others import Parameters
 
-__all__ = ["RidgeCase"]
-
 
 @dataclass(frozen=True, eq=False)
 class RidgeCase(ScoredCase):

@@ -21,8 +21,6 @@ from npmeta.network.structure import Structure
 from npmeta.tasks import TaskBatch
 from npmeta.tasks.draws import uniforms
 
-__all__ = ["Setting"]
-
 #: The seed of all numbers.
 SEED = 2026
 

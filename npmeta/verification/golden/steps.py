@@ -19,8 +19,6 @@ from npmeta.verification.golden.others import Parameters
 from npmeta.verification.oracles.meta_loss import MetaLoss, tiny_step
 from npmeta.verification.rounding import relative
 
-__all__ = ["JointCase", "MAMLPlusPlusCase", "ReptileCase"]
-
 
 @dataclass(frozen=True, eq=False)
 class MAMLPlusPlusCase(InnerCase):

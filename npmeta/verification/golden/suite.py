@@ -26,8 +26,6 @@ from npmeta.verification.golden.families import SETTINGS, SUITE_VERSION
 from npmeta.verification.golden.maml import GoldenCase
 from npmeta.verification.golden.settings import Setting
 
-__all__ = ["cases", "check_sums", "inputs_digest", "read_index", "write"]
-
 SUITE = "npmeta golden vectors"
 
 #: Of index.json.

@@ -8,14 +8,6 @@ from npmeta.network.mlp import MLP
 from npmeta.network.normalisation import EPS
 from npmeta.verification.doctor.files import structure_of
 
-__all__ = [
-    "ACTIVATION_FORMULAS",
-    "LOSS_FORMULAS",
-    "LossFormula",
-    "normalisation",
-    "structure",
-]
-
 #: f(z) by the name of the activation.
 ACTIVATION_FORMULAS = {
     "identity": "z",

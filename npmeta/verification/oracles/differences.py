@@ -15,8 +15,6 @@ import numpy as np
 
 from npmeta._support.validation import Array
 
-__all__ = ["Difference", "differentiate", "roughness"]
-
 #: Steps, each half of the one before, and how often differences are extrapolated.
 LEVELS, ORDERS = 22, 5
 

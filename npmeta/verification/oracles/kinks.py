@@ -16,8 +16,6 @@ from npmeta.tasks import TaskBatch
 from npmeta.verification.oracles.meta_loss import MetaLoss, layers, tiny_step
 from npmeta.verification.rounding import ROUNDINGS, unit
 
-__all__ = ["at_kinks", "nearest_kink"]
-
 
 def nearest_kink(
     maml: MAML, params: ArrayLike | MetaParameters, tasks: TaskBatch, direction: ArrayLike

@@ -23,8 +23,6 @@ from npmeta.network.weights import Dense, Layer
 from npmeta.tasks import TaskBatch
 from npmeta.verification.rounding import ROUNDINGS, jittered, unit
 
-__all__ = ["MetaLoss", "layers", "tiny_step", "value_and_gradient"]
-
 #: Numbers that the parameters of one stack of tasks may be: 64 MiB if complex.
 STACK = 2**22
 

@@ -39,8 +39,6 @@ from npmeta.verification.oracles.differences import Difference, differentiate
 from npmeta.verification.oracles.kinks import nearest_kink
 from npmeta.verification.oracles.meta_loss import MetaLoss, check_maml, tiny_step, value_and_gradient
 
-__all__ = ["Reference", "complex_step", "extended", "meta_gradient", "richardson"]
-
 #: Samples of what rounding does to a result.
 TRIALS = 6
 

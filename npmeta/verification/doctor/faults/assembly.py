@@ -29,8 +29,6 @@ from npmeta.verification.doctor.choices import Forward
 from npmeta.verification.doctor.faults.base import Fault, Variant, Variants, always
 from npmeta.verification.doctor.problem import Problem
 
-__all__ = ["ASSEMBLY"]
-
 
 def _finish(what: Finish) -> Assembly:
     return Assembly(finish=(what,))

@@ -10,8 +10,6 @@ from npmeta.verification.doctor.choices import Backward
 from npmeta.verification.doctor.faults.base import Fault, Variant, where
 from npmeta.verification.doctor.problem import Problem
 
-__all__ = ["BACKWARD"]
-
 
 def _detached(problem: Problem) -> Iterator[Variant]:
     for j in range(1, problem.S):

@@ -19,8 +19,6 @@ from npmeta.verification.doctor.choices import changed
 from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.doctor.recipe import Choices, Recipe, gradient_by
 
-__all__ = ["Fault", "Variant", "Variants", "always", "where"]
-
 
 @dataclass(frozen=True)
 class Variant:

@@ -12,8 +12,6 @@ from npmeta.verification.doctor.choices import Forward
 from npmeta.verification.doctor.faults.base import Fault, Variant, Variants, always, where
 from npmeta.verification.doctor.problem import Problem
 
-__all__ = ["FORWARD"]
-
 
 def _lr(factor: Callable[[Problem], float]) -> Variants:
     def variants(problem: Problem) -> Iterator[Variant]:

@@ -10,8 +10,6 @@ from npmeta.verification.doctor.choices import Backward, Forward, Statistics
 from npmeta.verification.doctor.faults.base import Fault, Variant, Variants
 from npmeta.verification.doctor.problem import Problem
 
-__all__ = ["NORMALISED"]
-
 
 def _norm(problem: Problem) -> str | None:
     """What a problem's network is normalised by; None where no layer is."""

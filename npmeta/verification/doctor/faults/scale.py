@@ -10,8 +10,6 @@ from npmeta.verification.doctor.assembly import Assembly, ClipNorm, Times
 from npmeta.verification.doctor.faults.base import Fault, Variant, Variants, always
 from npmeta.verification.doctor.problem import Problem
 
-__all__ = ["CLIP_NORMS", "SCALE"]
-
 #: What gradients are commonly clipped to.
 CLIP_NORMS = (0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 50.0, 100.0, 1000.0)
 
