@@ -123,7 +123,7 @@ def default_of(entry, task, name):
 def test_a_kind_has_what_its_fields_say(name):
     kind = KINDS[name]
     assert set(kind.defaults).isdisjoint(option.name for option in kind.options)
-    assert kind.picture in ("", *plots.__all__)
+    assert kind.picture == "" or callable(getattr(plots, kind.picture))
     # Every argument of the sampler is an option of runs, but for the encoding of other data.
     assert {option.argument for option in kind.options} - {"checksum"} == set(
         parameters(kind.sampler)

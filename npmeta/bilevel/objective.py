@@ -18,8 +18,8 @@ from npmeta.network import losses as _losses
 from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 from npmeta.network.passes import (
-    Backward,
-    Forward,
+    BackwardPass,
+    ForwardPass,
     backward,
     backward_dot,
     curvatures,
@@ -281,10 +281,10 @@ class RiskLinearization(Linearization):
     def __init__(self, risk: Risk, layers: Sequence[Any], x: Array, y: Array) -> None:
         model = risk.model
         self._model, self._layers = model, layers
-        self._at: Forward = forward(layers, model.activations, x)
+        self._at: ForwardPass = forward(layers, model.activations, x)
         self._slope = slopes(model.activations, self._at)
         value, delta_out, self._loss_product = risk.loss(self._at.z[-1], y)
-        self._back: Backward = backward(layers, self._at, self._slope, delta_out)
+        self._back: BackwardPass = backward(layers, self._at, self._slope, delta_out)
         super().__init__(risk, value, self._back.gradient)
 
     def product(self, direction: Sequence[Any]) -> Sequence[Gradient]:

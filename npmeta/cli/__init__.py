@@ -1,1 +1,1 @@
-"""The command line: options, the registry of algorithms, configurations, runs, pictures, commands."""
+"""The command line: runs and what is in them, pictures, commands."""

@@ -31,7 +31,7 @@ from npmeta.network.parts import PreActivation, pre_activation
 from npmeta.network.weights import Layer, Linear, OuterSum, Term
 
 
-class Forward(NamedTuple):
+class ForwardPass(NamedTuple):
     """Inputs a of every layer, z of every layer, and what the hidden layers hand to their activations;
     ``z[-1]`` are the outputs o."""
 
@@ -40,15 +40,15 @@ class Forward(NamedTuple):
     pre: list[PreActivation]
 
 
-class ForwardDot(NamedTuple):
-    """The differential of a :class:`Forward`; ``a`` of the hidden layers only."""
+class ForwardPassDot(NamedTuple):
+    """The differential of a :class:`ForwardPass`; ``a`` of the hidden layers only."""
 
     a: list[Array]
     z: list[Array]
     pre: list[Any]
 
 
-class Backward(NamedTuple):
+class BackwardPass(NamedTuple):
     """The gradient of every layer, and the δ it was made from, with ā and ū of the hidden layers."""
 
     gradient: list[Any]
@@ -57,7 +57,7 @@ class Backward(NamedTuple):
     u_bar: list[Array]
 
 
-def forward(layers: Sequence[Layer], fs: Sequence[Activation], x: Array) -> Forward:
+def forward(layers: Sequence[Layer], fs: Sequence[Activation], x: Array) -> ForwardPass:
     """The network's outputs for ``x (T, rows, n_0)``; ``fs`` are the hidden activations."""
     a, pre = [x], []
     z = [layers[0].act(x)]
@@ -65,12 +65,12 @@ def forward(layers: Sequence[Layer], fs: Sequence[Activation], x: Array) -> Forw
         pre.append(pre_activation(below, z[-1]))
         a.append(f.f(pre[-1].u))
         z.append(layer.act(a[-1]))
-    return Forward(a, z, pre)
+    return ForwardPass(a, z, pre)
 
 
 def forward_dot(
-    layers: Sequence[Layer], tangents: Sequence[Linear], at: Forward, slope: Sequence[Array]
-) -> ForwardDot:
+    layers: Sequence[Layer], tangents: Sequence[Linear], at: ForwardPass, slope: Sequence[Array]
+) -> ForwardPassDot:
     """The differential of :func:`forward` along ``tangents``.
 
     The inputs do not move: ȧ_0 = 0.
@@ -82,12 +82,12 @@ def forward_dot(
         pre_dot.append(at.pre[l - 1].forward_dot(tangents[l - 1], z_dot[-1]))
         a_dot.append(slope[l - 1] * pre_dot[-1].u)
         z_dot.append(layers[l].act_linear(a_dot[-1]) + tangents[l].act(at.a[l]))
-    return ForwardDot(a_dot, z_dot, pre_dot)
+    return ForwardPassDot(a_dot, z_dot, pre_dot)
 
 
 def backward(
-    layers: Sequence[Layer], at: Forward, slope: Sequence[Array], delta_out: Array
-) -> Backward:
+    layers: Sequence[Layer], at: ForwardPass, slope: Sequence[Array], delta_out: Array
+) -> BackwardPass:
     """The gradient of every layer, from δ_L = ∂ℓ/∂o ``(T, rows, n_L)``."""
     delta = delta_out
     deltas = [delta]
@@ -104,15 +104,15 @@ def backward(
     # With scale and shift, where a hidden layer has them.
     hidden = zip(at.pre, gradient[:-1], u_bars, strict=True)
     blocks = [pre.gradient(layer, u_bar) for pre, layer, u_bar in hidden]
-    return Backward([*blocks, gradient[-1]], deltas, a_bars, u_bars)
+    return BackwardPass([*blocks, gradient[-1]], deltas, a_bars, u_bars)
 
 
 def backward_dot(
     layers: Sequence[Layer],
     tangents: Sequence[Linear],
-    at: Forward,
-    dot: ForwardDot,
-    back: Backward,
+    at: ForwardPass,
+    dot: ForwardPassDot,
+    back: BackwardPass,
     slope: Sequence[Array],
     curvature: Sequence[Array | None],
     delta_out_dot: Array,
@@ -142,12 +142,12 @@ def backward_dot(
     return [*blocks, product[-1]]
 
 
-def slopes(fs: Sequence[Activation], at: Forward) -> list[Array]:
+def slopes(fs: Sequence[Activation], at: ForwardPass) -> list[Array]:
     """f'(u) of every hidden layer."""
     return [f.df(pre.u, a) for f, pre, a in zip(fs, at.pre, at.a[1:], strict=True)]
 
 
-def curvatures(fs: Sequence[Activation], at: Forward) -> list[Array | None]:
+def curvatures(fs: Sequence[Activation], at: ForwardPass) -> list[Array | None]:
     """f''(u) of every hidden layer; None where it is zero."""
     hidden = zip(fs, at.pre, at.a[1:], strict=True)
     return [f.d2f(pre.u, a) if f.d2f else None for f, pre, a in hidden]
