@@ -177,7 +177,6 @@ WALK = {
     "pull_back": ("bilevel/adaptation.py", "back", 474),
     "forward_dot": ("network/passes.py", "back", 590),
     "backward_dot": ("network/passes.py", "back", 590),
-    "task_mean": ("algorithms/gradient_steps.py", "back", 352),
     "MetaGradient.join": ("algorithms/base.py", "back", 182),
 }
 
@@ -227,13 +226,14 @@ def walk():
         (left, 224, 260, there, "the same, of a chunk of tasks"),
         (left, 302, 352, there, ""),
         (left, 394, 474, there, "φ_{0} = θ, α, support"),
-        (right, 474, 394, back, "λ_{0} of each task"),
-        (right, 352, 224, back, "mean over the chunk, (P,)"),
+        (right, 474, 224, back, ""),
         (right, 182, 68, back, "mean over all tasks"),
     ):
         parts.append(line((x, start), (x, end), colour, head))
         side, anchor = (9, "start") if x == left else (-9, "end")
         parts.append(text((x + side, (start + end) / 2 + 5), label, anchor, "l"))
+    parts.append(text((right - 9, 439), "λ_{0} of each task", "end", "l"))
+    parts.append(text((right - 9, 282), "mean over the chunk, (P,)", "end", "l"))
     for x, (colour, head), down, up in (
         (left, there, "φ_{s}", "∇L^{S}(φ_{s})"),
         (right, back, "α λ_{s+1}", "H_{s} (α λ_{s+1})"),

@@ -54,7 +54,7 @@ class Setting:
     also : tuple
         Other activations, by a word each, whose answers are no mistake either.
     algorithm : str
-        An entry of :data:`npmeta.verification.golden.algorithms.ALGORITHMS`.
+        An entry of ``golden.algorithms.ALGORITHMS``.
     published_as : str
         Another name of the algorithm, with the settings that it has here.
     options : tuple
