@@ -105,7 +105,14 @@ class Backward:
     second: float = 1.0  # and what the rest
 
 
+#: What is right, by the kind of choices.
+_RIGHT: dict[type, dict[str, Any]] = {}
+
+
 def changed(choices: Any) -> dict[str, Any]:
     """Those of the choices that are not what is right, by name."""
-    right = type(choices)()
-    return {name: value for name, value in vars(choices).items() if value != getattr(right, name)}
+    kind = type(choices)
+    if kind not in _RIGHT:
+        _RIGHT[kind] = vars(kind())
+    right = _RIGHT[kind]
+    return {name: value for name, value in vars(choices).items() if value != right[name]}

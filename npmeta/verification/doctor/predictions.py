@@ -9,13 +9,13 @@ import numpy as np
 
 from npmeta._support.validation import Array
 from npmeta.verification.doctor.assembly import TaskGradients, finished
-from npmeta.verification.doctor.choices import Forward
+from npmeta.verification.doctor.choices import Backward, Forward
 from npmeta.verification.doctor.explanations import Explanation, crowds, pairs, singles
 from npmeta.verification.doctor.fitted_numbers import FittedNumbers
 from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
 from npmeta.verification.doctor.noise import Noise
 from npmeta.verification.doctor.problem import Problem
-from npmeta.verification.doctor.way_back import pull_back
+from npmeta.verification.doctor.way_back import ways_back
 
 #: Numbers in predictions that are kept for the next answer to the same problem.
 MOST_KEPT = 8_000_000
@@ -118,11 +118,13 @@ def _of_one_loop(
         admitted = np.isfinite(loop.points[-1]).all() and (admit is None or admit(loop))
     if not admitted:
         return
-    for backward, same_way_back in groupby(group, key=lambda h: h.recipe.backward):
+    by_way: dict[Backward, list[Explanation]] = {}
+    for explanation in group:
+        by_way.setdefault(explanation.recipe.backward, []).append(explanation)
+    for backward, per_task in ways_back(loop, by_way):
         with np.errstate(all="ignore"):
-            per_task = pull_back(loop, backward)
             tasks = TaskGradients(problem, loop, per_task, loop.total(per_task))
-        for over_tasks, same in groupby(same_way_back, key=lambda h: h.recipe.assembly.tasks):
+        for over_tasks, same in groupby(by_way[backward], key=lambda h: h.recipe.assembly.tasks):
             with np.errstate(all="ignore"):
                 gradient = over_tasks.join(tasks)
             for explanation in same:
