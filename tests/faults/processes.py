@@ -133,6 +133,8 @@ def run(
     """
     said = folder.parent / f"{folder.name}.said"
     said.mkdir(exist_ok=True)
+    for name in ("out", "err"):  # also for one that is killed before it has opened them
+        (said / name).write_bytes(b"")
     child = os.fork()
     if not child:
         _become(words, folder, said, kill, full, room)  # does not return
