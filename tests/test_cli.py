@@ -33,13 +33,21 @@ RESUMABLE += ["--validate-every", "45", "--validation-tasks", "5", "--schedule",
 RESUMABLE += ["--clip", "5", "--learn-inner-lr", "--dtype", "float32"]
 
 
-def npmeta_process(*args, **options):
+#: Has a matplotlib that cannot be imported: most of what follows is not about pictures.
+WITHOUT_PICTURES = Path(__file__).parent / "without_pictures"
+
+
+def npmeta_process(*args, pictures=False, **options):
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "error::RuntimeWarning"}
+    if not pictures:
+        paths = [str(WITHOUT_PICTURES), env.get("PYTHONPATH", "")]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return subprocess.Popen(
         [sys.executable, "-m", "npmeta", *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "error::RuntimeWarning"},
+        env=env,
         **options,
     )
 
@@ -75,7 +83,7 @@ def final_state(folder):
 def trained(tmp_path_factory):
     """A sinusoid run that was not interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    out, err = npmeta_run("train", "sinusoid", *QUICK, *RESUMABLE, "--out", folder)
+    out, err = npmeta_run("train", "sinusoid", *QUICK, *RESUMABLE, "--out", folder, pictures=True)
     return folder, out, err
 
 
@@ -105,7 +113,7 @@ def test_pictures_are_drawn(trained, tmp_path):
     pytest.importorskip("matplotlib")
     folder, out, _ = trained
     assert str(folder / "waves.png") in out
-    out, _ = npmeta_run("plot", folder, "--out", tmp_path)
+    out, _ = npmeta_run("plot", folder, "--out", tmp_path, pictures=True)
     for name in ("waves", "curves", "scores"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert str(tmp_path / f"{name}.png") in out
@@ -164,12 +172,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(trained, tmp_p
 def test_a_finished_run_can_be_given_more_iterations(tmp_path, capsys):
     folder = tmp_path / "run"
     short = ["train", "sinusoid", *QUICK, "--log-every", "10", "--validate-every", "10"]
-    npmeta_run(*short, "--iterations", 40, "--out", folder)
-    _, err = npmeta_run("train", "--resume", folder)
+    npmeta_run(*short, "--iterations", 40, "--out", folder, pictures=True)
+    _, err = npmeta_run("train", "--resume", folder, pictures=True)
     assert "has made its 40 iterations" in err
     assert "cannot go back to 30" in fails(capsys, "train", "--resume", folder, "--iterations", 30)
-    npmeta_run("train", "--resume", folder, "--iterations", 60)
-    npmeta_run(*short, "--iterations", 60, "--out", tmp_path / "longer")
+    npmeta_run("train", "--resume", folder, "--iterations", 60, pictures=True)
+    npmeta_run(*short, "--iterations", 60, "--out", tmp_path / "longer", pictures=True)
     assert final_state(folder) == final_state(tmp_path / "longer")
     assert Run(folder).config["iterations"] == 60
     assert "cannot go on with another inner_lr" in fails(
@@ -203,10 +211,10 @@ def test_an_interrupted_report_can_be_made_good(tmp_path, number):
         by = "" if number == "SIGINT" else f" by {number}"
         assert process.stderr.splitlines()[-1] == f"npmeta: interrupted{by}"
         assert not (folder / "evaluation.json").exists()
-        out, _ = npmeta_run("train", "--resume", folder)
+        out, _ = npmeta_run("train", "--resume", folder, pictures=True)
         assert out.startswith("20 test tasks")
         scores = json.loads((folder / "evaluation.json").read_text())["loss"]
-        out, err = npmeta_run("train", "--resume", folder)
+        out, err = npmeta_run("train", "--resume", folder, pictures=True)
         assert out == ""
         assert "has made its" in err
     npmeta_run("train", "sinusoid", *QUICK, "--iterations", 6, "--out", tmp_path / "whole")
