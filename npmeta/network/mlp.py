@@ -30,7 +30,7 @@ from npmeta.network.normalisation import NORMS, Normalised
 from npmeta.network.parts import Sets
 from npmeta.network.passes import backward, forward, forward_dot, slopes
 from npmeta.network.spaces import dense
-from npmeta.network.structure import OPEN, Structure, Structured
+from npmeta.network.structure import GATE_AT_FIRST, Structure, Structured
 from npmeta.network.weights import Dense, Layer, Shared, Vector
 
 
@@ -218,7 +218,7 @@ class MLP:
         rng = as_generator(rng)
         dtype = as_precision(dtype)
         gains = [f.variance_gain for f in self.activations] + [1.0]
-        begin = {"bias": 0.0, "scale": 1.0, "shift": 0.0, "mixture": 0.0, "gate": OPEN}
+        begin = {"bias": 0.0, "scale": 1.0, "shift": 0.0, "mixture": 0.0, "gate": GATE_AT_FIRST}
         layers = []
         for gain, shapes in zip(gains, self.shapes, strict=True):
             W = rng.normal(scale=math.sqrt(gain / shapes["weight"][0]), size=shapes["weight"])

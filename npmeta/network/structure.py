@@ -29,7 +29,7 @@ from npmeta.network.softmax import relative_to_largest, softmax, through_softmax
 from npmeta.network.weights import OuterSum, Vector, row_sum, total
 
 #: What γ is at first: gates of 0.95, near the plain network's 1.
-OPEN = 3.0
+GATE_AT_FIRST = 3.0
 
 _SIGMOID = activations.get("sigmoid")
 
