@@ -11,7 +11,7 @@ from pathlib import Path
 dist = Path(sys.argv[1])
 package = {
     path.as_posix()
-    for pattern in ("*.py", "py.typed", "*.schema.json")
+    for pattern in ("*.py", "py.typed", "*.schema.json", "prose.txt")
     for path in Path("npmeta").rglob(pattern)
 }
 (wheel,), (source,) = dist.glob("*.whl"), dist.glob("*.tar.gz")

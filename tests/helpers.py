@@ -22,7 +22,6 @@ from npmeta.verification.oracles import references as oracle
 H = 1e-30
 
 CLASS_LOSSES = [name for name, loss in LOSSES.items() if loss.targets == "classes"]
-VALUE_LOSSES = [name for name, loss in LOSSES.items() if loss.targets != "classes"]
 SMOOTH = [name for name, f in ACTIVATIONS.items() if not f.kinks]
 DEPTHS = [(), (4,), (4, 3), (3, 4, 3)]
 

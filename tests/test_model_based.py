@@ -302,7 +302,7 @@ def test_meta_parameters_that_do_not_fit_are_refused():
     params, tasks = params_for(learner), tasks_for(learner)
     with pytest.raises(ValueError, match=r"input_gate must have shape \(7,\), got \(3,\)"):
         learner.meta_gradient({**params, "input_gate": np.zeros(3)}, tasks)
-    with pytest.raises(ValueError, match=r"MetaLSTM must have a 'input_gate', got \['theta'\]"):
+    with pytest.raises(ValueError, match=r"MetaLSTM must have 'input_gate', 'forget_gate' too, got"):
         learner.meta_gradient({"theta": params["theta"]}, tasks)
     learner = MANNS["values"]
     params = params_for(learner)

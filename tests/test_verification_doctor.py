@@ -16,7 +16,7 @@ from npmeta.cli.main import main
 from npmeta.network.losses import LOSSES, Loss, LossAt
 from npmeta.verification import FAULTS, Doctor
 from npmeta.verification.doctor import explanations, inner_loop, search
-from npmeta.verification.doctor.choices import Forward
+from npmeta.verification.doctor.choices import Backward, Forward
 from npmeta.verification.doctor.explanations import (
     Explanation,
     crowds,
@@ -31,6 +31,7 @@ from npmeta.verification.doctor.inner_loop import run_loop
 from npmeta.verification.doctor.noise import Noise
 from npmeta.verification.doctor.predictions import predictions
 from npmeta.verification.doctor.recipe import Recipe, gradient_by
+from npmeta.verification.doctor.way_back import pull_back, ways_back
 
 
 def pose(
@@ -727,6 +728,37 @@ def test_the_simplest_factor_is_named():
     found = nm.diagnose(problem, 3.3 * problem.gradient)
     assert (found.fault, found.factor) == ("scaled", pytest.approx(3.3))
     assert "second_order_weight" in found.ties
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ways_back_side_by_side_are_those_alone(seed):
+    """Whatever is chosen, also together: to the last bit, the same operations in the same order."""
+    rng = np.random.default_rng(seed)
+    S, decay = int(rng.integers(1, 5)), float(rng.choice([0, 0.1]))
+    problem = pose(S=S, inner_weight_decay=decay)
+    forward = Forward(
+        momentum=float(rng.choice([0, 0.5])), gradient_at=str(rng.choice(["phi", "theta"]))
+    )
+    loop = run_loop(problem, forward)
+    several = [
+        Backward(
+            hessian_at=str(rng.choice(["own", "theta", "end", "next", "query"])),
+            curvature=float(rng.choice([1, 0, -1, 0.5])),
+            identity=bool(rng.random() < 0.8),
+            reversed=bool(rng.random() < 0.3),
+            linearised=bool(rng.random() < 0.3),
+            stop=int(rng.integers(0, 3)),
+            scored=str(rng.choice(["last", "every step"])),
+            leak=float(rng.choice([0, 1, 3])),
+            first=float(rng.choice([1, 0])),
+            second=float(rng.choice([1, 2])),
+        )
+        for _ in range(12)
+    ]
+    found = dict(ways_back(loop, several))
+    for choices, back in found.items():
+        np.testing.assert_array_equal(back, pull_back(loop, choices))
+    assert len({back.tobytes() for back in found.values()}) > 6
 
 
 def test_tasks_go_back_one_after_another_where_there_is_much(base, monkeypatch):

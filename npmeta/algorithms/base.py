@@ -61,12 +61,14 @@ def meta_parameters(
     params = named(params)
     for name in params:
         if name != "theta" and name not in others:
-            raise ValueError(f"{algorithm} has no meta-parameter {name!r}")
-    for name in required:
-        if name not in params:
-            raise ValueError(
-                f"the meta-parameters of {algorithm} must have a {name!r}, got {sorted(params)}"
-            )
+            has = ", ".join(["theta", *others])
+            raise ValueError(f"{algorithm} has no meta-parameter {name!r}; it has {has}")
+    missing = [name for name in required if name not in params]
+    if missing:
+        raise ValueError(
+            f"the meta-parameters of {algorithm} must have {', '.join(map(repr, missing))} too, got "
+            f"{sorted(params)}"
+        )
     theta = as_parameters(params["theta"], n_params)
     if theta.ndim != 1:
         raise ValueError(f"theta must have shape ({n_params},), got {theta.shape}")

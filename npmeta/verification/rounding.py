@@ -9,9 +9,10 @@ ceiling, where nothing can be decided.
 checks, entry by entry        :data:`SAFETY` × the furthest of some trials, :func:`jittered` by
                               :data:`ROUNDINGS`
 doctor and golden vectors,    :data:`SAFETY_OF_MISFITS` × the misfit of one trial, between
-by the misfit of a vector     :data:`FLOOR` and :data:`CEILING`; :func:`shaken` so far that what is
-                              seen is no rounding itself, and scaled down to the precision
-                              (:data:`SHAKES`); in float32 also computed in it
+by the misfit of a vector     :data:`FLOOR` (of what comes before a gradient
+                              :data:`FLOOR_OF_EVIDENCE`) and :data:`CEILING`; :func:`shaken` so far
+                              that what is seen is no rounding itself, and scaled down to the
+                              precision (:data:`SHAKES`); in float32 also computed in it
 differences                   :data:`SAFETY_OF_DIFFERENCES` × the error that they estimate themselves
 ============================  ======================================================================
 """
@@ -37,6 +38,9 @@ SAFETY_OF_DIFFERENCES = 10
 #: not all of their functions are good to the last digit: PyTorch's softplus is off by 2e-9 beyond 20.
 #: Known mistakes differ from each other by 1e-3 in most cases, and float32 shows from 2e-8 on.
 FLOOR = {"float64": 1e-8, "float32": 3e-6}
+#: That of losses and adapted parameters, which come before a gradient: they lose fewer digits, and in
+#: float32 a mean of squares of large numbers more.
+FLOOR_OF_EVIDENCE = {"float64": 1e-9, "float32": 1e-5}
 #: The most. An answer that agrees with the right gradient no better than this is not called right; one
 #: that agrees with a mistake no better than that is not explained by it. (A mistake may be a small
 #: difference of large numbers, in float32, without the right gradient being one.)

@@ -14,7 +14,7 @@ from npmeta.verification.doctor.inner_loop import InnerLoop, run_loop
 from npmeta.verification.doctor.problem import Problem
 from npmeta.verification.rounding import (
     CEILING_OF_MISTAKES,
-    FLOOR,
+    FLOOR_OF_EVIDENCE,
     SAFETY_OF_MISFITS,
     relative,
     unit,
@@ -165,7 +165,9 @@ class Evidence:
         moved = rounded.points[-1].astype(np.float64) - right.points[0]
         lost = relative(moved, way) if way.any() else 0.0
         share = unit(precision) / unit(np.float32)
-        return min(max(SAFETY_OF_MISFITS * lost * share, FLOOR[precision]), CEILING_OF_MISTAKES)
+        return min(
+            max(SAFETY_OF_MISFITS * lost * share, FLOOR_OF_EVIDENCE[precision]), CEILING_OF_MISTAKES
+        )
 
     def first_difference(self, tolerance: float) -> str:
         """Where φ leaves the right inner loop, in words; empty if it does not, or is not known."""

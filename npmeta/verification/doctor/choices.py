@@ -25,7 +25,8 @@ class Statistics:
     over : str or None
         Another axis of the mean.
     constant : bool
-        Whether they are constants on the way back.
+        Whether they are constants on the way back; with those of the support rows on the query rows,
+        whether these are. Otherwise of no account.
     momentum, unbiased, kept
         Of running averages: the share of what is new; whether the variance is unbiased; whether tasks
         go on with those of the task before.

@@ -255,7 +255,7 @@ class OtherNorm(MLP):
 
 
 def fresh(model: MLP) -> list[MeanAndVariance]:
-    """MeanAndVariance of modules that have seen no row, for every hidden layer."""
+    """Those of modules that have seen no row, for every hidden layer."""
     return [(np.zeros(()), np.ones(()))] * (model.n_layers - 1)
 
 

@@ -35,21 +35,23 @@ def pull_back(loop: InnerLoop, choices: Backward) -> Array:
 def ways_back(loop: InnerLoop, several: Collection[Backward]) -> Iterator[tuple[Backward, Array]]:
     """:func:`pull_back` by each of several choices; of small problems many are gone side by side."""
     together = max(MOST_TOGETHER // max(loop.points[0].size, 1), 1)
+    through_graph = loop.choices.start == "last task, through the graph"
     # Rows that meet, or tasks that do not all begin at θ, cannot stand beside copies of themselves.
     side_by_side = (
         isinstance(loop.objective, Risk)
         and loop.all_at_once
         and not loop.choices.tasks_meet
-        and loop.choices.start != "last task, through the graph"
+        and not through_graph
     )
     plain = [one for one in several if side_by_side and one.hessian_at in AT_POINTS and one.coupled]
     gone: dict[Backward, Array] = {}
     for choices in several:
         if plain and choices is plain[0]:
             group, plain = plain[:together], plain[together:]
-            gone = dict(zip(group, _pull_back(loop, group, loop.first_order), strict=True))
+            with np.errstate(all="ignore"):
+                gone = dict(zip(group, _pull_back(loop, group, loop.first_order), strict=True))
         back = gone.pop(choices) if choices in gone else _alone(loop, choices)
-        yield choices, _blended(loop, choices, back)
+        yield choices, back if through_graph else _blended(loop, choices, back)
 
 
 @np.errstate(all="ignore")  # some run away
@@ -96,9 +98,11 @@ def _pull_back(loop: InnerLoop, group: Sequence[Backward], cotangent: Array) -> 
 
     lam = np.repeat(cotangent[None], len(group), axis=0)
     unbent, m = lam, np.zeros_like(lam)  # unbent: what λ would be without any H
+    stopped = np.zeros(stop.shape, dtype=bool)
     for k in range(S):
         s = np.where(reverse, k, S - 1 - k)
-        if (s < stop).all():
+        stopped = stopped | (s < stop)
+        if stopped.all():
             break
         before = lam
         injected = np.zeros_like(lam)
@@ -121,7 +125,7 @@ def _pull_back(loop: InnerLoop, group: Sequence[Backward], cotangent: Array) -> 
             if choices.leak:
                 injected[way] = choices.leak * loop.support(int(s.flat[way])).grad
         lam, unbent = lam + injected, unbent + injected
-        lam = np.where(s < stop, before, lam)
+        lam = np.where(stopped, before, lam)
     return lam
 
 

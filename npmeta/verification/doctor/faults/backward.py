@@ -47,7 +47,7 @@ def _leaked(problem: Problem) -> Iterator[Variant]:
     if problem.S:
         yield Variant(Backward(leak=1.0), "of every task, averaged", 1.0)
         if problem.T > 1:
-            yield Variant(Backward(leak=problem.T), "of every task, summed", float(problem.T))
+            yield Variant(Backward(leak=float(problem.T)), "of every task, summed", float(problem.T))
 
 
 #: In the order of how simple they are: of several that fit, the first is named.
