@@ -507,5 +507,5 @@ def test_bad_input_is_refused():
             learner.evaluate(params, tasks, steps)
         with pytest.raises(ValueError, match="steps must be a whole number of at least 0"):
             learner.predict(params, x, y, qx, steps)
-    with pytest.raises(ValueError, match="must have a 'relation'"):
+    with pytest.raises(ValueError, match="must have 'relation' too"):
         LEARNERS["relation"].meta_gradient({"theta": params["theta"]}, tasks)
