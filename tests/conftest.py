@@ -13,6 +13,12 @@ from tests.workers import of_all_workers
 # would its children be, whose interruption is tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# And nohup ignores that a terminal hangs up.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+#: What stands there in the place of a package is no module of the tests.
+collect_ignore = ["without_pictures"]
 
 # Workers of pytest-xdist fill the cores: threads of BLAS, made when NumPy is imported, would only
 # get into their way.
