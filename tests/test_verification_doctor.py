@@ -25,6 +25,7 @@ from npmeta.verification.doctor.explanations import (
     pairs,
     singles,
 )
+from npmeta.verification.doctor.faults import base as faults_base
 from npmeta.verification.doctor.faults.normalised import NORMALISED
 from npmeta.verification.doctor.files import load_answers, load_problem, named_arrays, save_problem
 from npmeta.verification.doctor.inner_loop import run_loop
@@ -143,6 +144,7 @@ def test_entries_say_what_to_do():
         assert fault.id == id
         assert fault.stage in ("backward", "forward", "assembly", "scale")
         assert all((fault.formula, fault.cause, fault.pytorch, fault.jax))
+    assert set(faults_base._prose()) == set(FAULTS), "what is said belongs to a mistake"
 
 
 def test_ties_come_with_what_would_tell(base):

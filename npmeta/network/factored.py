@@ -127,7 +127,8 @@ class _Base(Shared, ABC):
     def start(self, base: Shared | None) -> _Thin:
         """κ = 1 and no terms."""
 
-    def descend(  # type: ignore[override]  # that is what it is for
+    # Descending makes another kind of layer of it, not one for each task as a shared one's does.
+    def descend(  # type: ignore[override]
         self, gradient: OuterSum, scale: Scale | None = None, shrink: Scale | None = None
     ) -> _Thin:
         return self.start(self).descend(gradient, scale, shrink)

@@ -86,7 +86,7 @@ def _remote(key: str, data: bytes | None, params: Mapping[str, Array], job: Any)
     try:
         with one_thread():
             return "done", work(params, job)
-    except Exception as error:
+    except Exception as error:  # goes to the caller, who raises it
         return "failed", portable(error)
 
 
@@ -148,12 +148,12 @@ class Foreign:
             for i in indices:
                 try:
                     futures[i] = self._executor.submit(_remote, self._key, data, params, jobs[i])
-                except Exception as error:
+                except Exception as error:  # executors differ in how they refuse
                     answers[i] = "lost", error
             for i, future in futures.items():
                 try:
                     answers[i] = future.result()
-                except Exception as error:
+                except Exception as error:  # and in how they lose a worker
                     answers[i] = "lost", error
         except BaseException:
             for future in futures.values():

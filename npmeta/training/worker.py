@@ -43,7 +43,7 @@ def serve(connection: Connection) -> None:
             kind, *rest = connection.recv()
             try:
                 answer = ForkingPickler.dumps(getattr(hands, kind)(*rest))
-            except Exception as error:
+            except Exception as error:  # goes to the parent, who raises it
                 answer = ForkingPickler.dumps(([("failed", portable(error))], 0.0))
             connection.send_bytes(answer)
     os._exit(0)
@@ -65,7 +65,7 @@ def portable(error: Exception) -> Exception:
     told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # whatever pickling somebody's exception may raise
         return RuntimeError(f"{type(error).__name__}: {error}\n{told}")
     if hasattr(error, "add_note"):  # from Python 3.11
         error.add_note(f"In a worker process:\n{told}")
@@ -111,7 +111,7 @@ class _Hands:
         for slot, job in jobs:
             try:
                 arrays, rest = self._work(params, job)
-            except Exception as error:
+            except Exception as error:  # goes to the parent, who raises it
                 done.append(("failed", portable(error)))
                 break
             if slot is None or exchange is None or set(layout_of(arrays)) != set(exchange.layout):
