@@ -53,6 +53,7 @@ STANDS_ON = {
     "network.normalisation": ["network.parts"],
     "network.structure": ["network.activations", "network.parts", "network.softmax"],
     "network.passes": ["network.activations", "network.parts"],
+    "network.sequences": ["network.activations", "network.softmax"],
     "network.layout": ["_support.validation"],
     "network.mlp": [
         "network.layout",
@@ -70,6 +71,7 @@ STANDS_ON = {
         "_support.memory",
         "bilevel.adaptation",
         "network.distances",
+        "network.sequences",
         "bilevel.plan",
         "tasks",
     ],

@@ -7,7 +7,6 @@ import pytest
 
 import npmeta as nm
 from npmeta.algorithms import MANN, MetaLSTM
-from npmeta.algorithms.mann import in_order
 from npmeta.algorithms.meta_lstm import preprocess
 from tests.algorithms import TIGHT, by_complex_step, one_by_one, with_noise
 from tests.helpers import H, assert_close, central_difference
@@ -204,7 +203,7 @@ def test_the_order_of_rows_does_not_matter(name):
     predicted = learner.predict(params, x[:, ::-1], y[:, ::-1], tasks.query_x)
     np.testing.assert_array_equal(predicted, learner.predict(params, x, y, tasks.query_x))
     # What decides is the inputs: labels may be anything.
-    rows, labels = in_order(x, np.tile(np.arange(K), (T, 1)))
+    rows, labels = learner.ordered(x, np.tile(np.arange(K), (T, 1)))
     np.testing.assert_array_equal(rows, x[np.arange(T)[:, None], labels])
     assert (labels != np.arange(K)).any()
 

@@ -15,6 +15,7 @@ from npmeta.algorithms.relation import RelationNetwork
 from npmeta.algorithms.reptile import Reptile
 from npmeta.algorithms.ridge import RidgeHead
 from npmeta.algorithms.siamese import SiameseNetwork
+from npmeta.algorithms.snail import SNAIL
 from npmeta.algorithms.structured import StructuredMAML
 from npmeta.algorithms.variants import anil, boil, fomaml, lslr
 from npmeta.algorithms.warp import Warp
@@ -24,6 +25,7 @@ __all__ = [
     "IMAML",
     "MAML",
     "MANN",
+    "SNAIL",
     "Joint",
     "MAMLPlusPlus",
     "MatchingNetwork",

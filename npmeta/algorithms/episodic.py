@@ -325,6 +325,27 @@ class ByLoss(Episodic):
         return value, gradient
 
 
+def in_order(x: ArrayLike, y: ArrayLike, key: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """The rows of every task, the one with the smallest key first: for what reads them one by one.
+
+    Keys are of inputs alone, so that the order knows nothing of labels, and is the same in whatever
+    order rows come.
+
+    Parameters
+    ----------
+    x : array_like, (T, rows, n_in)
+    y : array_like, (T, rows, ...)
+    key : callable
+        From x to ``(T, rows)``.
+    """
+    x, y = as_features(x, "support_x"), unmasked(y, "support_y")
+    if x.ndim != 3 or y.shape[:2] != x.shape[:2]:
+        return x, y  # and be refused where shapes are checked
+    rows = key(x).argsort(1, kind="stable")
+    tasks = np.arange(len(x))[:, None]
+    return x[tasks, rows], y[tasks, rows]
+
+
 def check_model(model: object, ways: int | None) -> None:
     """Raise ValueError unless these can be fields of a learner."""
     if model is not None and not isinstance(model, MLP):

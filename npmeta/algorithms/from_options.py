@@ -85,7 +85,7 @@ def on_embedding(entry: Entry, n_in: int, n_out: int, values: Values, **parts: M
         own["loss"] = values["loss"]
     elif n_out < 2:
         raise ValueError(
-            f"{entry.name} tells classes apart, and the target is a number (ridge and mann take those)"
+            f"{entry.name} tells classes apart, and the target is a number; maml, for one, takes those"
         )
     elif values["loss"] not in (None, entry.defaults.get("loss", "cross_entropy")):
         raise ValueError(

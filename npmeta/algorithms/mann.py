@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npmeta._support.validation import Array, DType, as_features, as_generator, as_whole, unmasked
+from npmeta._support.validation import Array, DType, as_generator, as_whole
 from npmeta.algorithms.base import MetaParameters
-from npmeta.algorithms.episodic import ByLoss, Compared, check_model, check_scale
+from npmeta.algorithms.episodic import ByLoss, Compared, check_model, check_scale, in_order
 from npmeta.network import activations, losses
 from npmeta.network.distances import cosine
 from npmeta.network.losses import Loss
@@ -101,7 +101,7 @@ class MANN(ByLoss):
 
     Which slot is least used has no derivative.
 
-    Support rows are read in an order of their inputs (:func:`in_order`), whatever order they come in.
+    Support rows are read in an order of their inputs (:func:`by_size`), whatever order they come in.
     Otherwise tasks whose classes are always in the same order would teach the network to go by the
     place of a row and not by its label.
 
@@ -154,8 +154,8 @@ class MANN(ByLoss):
         return params
 
     def ordered(self, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
-        """As :func:`in_order`."""
-        return in_order(x, y)
+        """By :func:`by_size`."""
+        return in_order(x, y, by_size)
 
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """Outputs for every query row, after the support rows one by one."""
@@ -260,17 +260,7 @@ class MANN(ByLoss):
         return Stepped(v @ W_o, after, pull_back)
 
 
-def in_order(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
-    """The rows of every task by size of Σ_j x_j cos j: an order that knows nothing of their labels.
-
-    Parameters
-    ----------
-    x : array_like, (T, rows, n_in)
-    y : array_like, (T, rows, ...)
-    """
-    x, y = as_features(x, "support_x"), unmasked(y, "support_y")
-    if x.ndim != 3 or y.shape[:2] != x.shape[:2]:
-        return x, y  # and be refused where shapes are checked
-    rows = (x * np.cos(np.arange(x.shape[-1]))).sum(-1).argsort(1, kind="stable")
-    tasks = np.arange(len(x))[:, None]
-    return x[tasks, rows], y[tasks, rows]
+def by_size(x: Array) -> Array:
+    """Σ_j x_j cos j of every row, ``(T, rows)``."""
+    size: Array = (x * np.cos(np.arange(x.shape[-1]))).sum(-1)
+    return size

@@ -17,6 +17,7 @@ from npmeta.algorithms import (
     IMAML,
     MAML,
     MANN,
+    SNAIL,
     Joint,
     MAMLPlusPlus,
     MatchingNetwork,
@@ -359,6 +360,22 @@ _ENTRIES: tuple[Entry, ...] = (
             SCALE,
         ),
         {"scale": None, "clip": 10.0},  # None: the constructor's, whatever it will be
+        make_of=on_embedding,
+    ),
+    Entry(
+        "snail",
+        "convolutions and attention over the sequence of support rows and a query row",
+        "Mishra, Rohaninejad, Chen & Abbeel 2018",
+        SNAIL,
+        (
+            EMBEDDING,
+            _model("blocks", int, "of convolutions and an attention, after a first attention", low=0),
+            _model("convolutions", int, "in a block, with dilations 1, 2, 4, ...", low=1),
+            _model("filters", int, "numbers that a convolution adds to a row", low=1),
+            _model("key_width", int, "numbers in a key and in a query", low=1),
+            _model("value_width", int, "numbers that an attention adds to a row", low=1),
+        ),
+        {"clip": 10.0},
         make_of=on_embedding,
     ),
     Entry(

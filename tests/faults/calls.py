@@ -228,6 +228,21 @@ def _calls(folder: Path) -> Iterator[Call]:
         },
     )
     yield Call(
+        "SNAIL",
+        algorithms.SNAIL,
+        {
+            "model": nm.MLP([2, 3, 2]),
+            "loss": "cross_entropy",
+            "ways": 2,
+            "blocks": 1,
+            "convolutions": 2,
+            "filters": 3,
+            "key_width": 3,
+            "value_width": 2,
+            "shuffle": True,
+        },
+    )
+    yield Call(
         "MatchingNetwork",
         algorithms.MatchingNetwork,
         {"model": model, "distance": "cosine", "scale": 1.0, "ways": 2},

@@ -11,6 +11,7 @@ from npmeta.verification.golden.mann import MANNCase
 from npmeta.verification.golden.pairs import RelationCase, SiameseCase
 from npmeta.verification.golden.ridge import RidgeCase
 from npmeta.verification.golden.settings import Setting
+from npmeta.verification.golden.snail import SNAILCase
 from npmeta.verification.golden.steps import JointCase, MAMLPlusPlusCase, ReptileCase
 
 #: By the registry's names. What is MAML with other step sizes, or without second derivatives, is a case
@@ -29,6 +30,7 @@ ALGORITHMS: dict[str, type[GoldenCase]] = {
     "relation": RelationCase,
     "ridge": RidgeCase,
     "mann": MANNCase,
+    "snail": SNAILCase,
 }
 
 

@@ -305,6 +305,20 @@ def _metric_learners() -> Iterator[Setting]:
         targets="",
         options=(*sizes, ("slots", 3)),
     )
+    snail = _family("snail", algorithm="snail", **episode)
+    widths = (("filters", 2), ("key_width", 3), ("value_width", 2))
+    yield snail(
+        "cross_entropy",
+        "of classes: one block, and dilations up to the fifth row before",
+        options=(("blocks", 1), ("convolutions", 3), *widths),
+    )
+    yield snail(
+        "mse",
+        "of values: two blocks",
+        loss="mse",
+        targets="",
+        options=(("blocks", 2), ("convolutions", 2), *widths),
+    )
 
 
 def _edges() -> Iterator[Setting]:
