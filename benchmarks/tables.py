@@ -224,7 +224,6 @@ def summary(plan: Plan) -> dict[str, Any]:
         "note": table.note,
         "measure": table.measure,
         "steps": list(table.steps),
-        "elsewhere": dict(table.elsewhere),
         "rows": rows,
     }
 
@@ -256,8 +255,6 @@ def markdown(record: Mapping[str, Any]) -> str:
             cells += [_ours(row, step, digits), published]
         cells += [str(len(row["seeds"])), f"{row['iterations']:,}", _minutes(row)]
         lines.append(_line(cells))
-    for name, published in record["elsewhere"].items():
-        lines.append(_line([name, *[""] * (len(titles) - 5), _theirs(published), "", "", ""]))
     lines += ["", "± is a 95 % interval: over test tasks with one seed, over seeds with several."]
     if doubts:
         what = "; ".join(f"({i}) {doubt}" for i, doubt in enumerate(doubts, 1))

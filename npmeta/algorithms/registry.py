@@ -375,7 +375,14 @@ _ENTRIES: tuple[Entry, ...] = (
             _model("key_width", int, "numbers in a key and in a query", low=1),
             _model("value_width", int, "numbers that an attention adds to a row", low=1),
         ),
-        {"clip": 10.0},
+        {
+            "clip": 10.0,
+            "schedule": "cosine",
+            "outer_lr": {"sinusoid": 0.003},
+            "iterations": {"sinusoid": 10_000},
+            "hidden": {"omniglot": [256]},
+            "blocks": {"omniglot": 1},
+        },
         make_of=on_embedding,
     ),
     Entry(
