@@ -7,6 +7,7 @@ import npmeta as nm
 from npmeta.algorithms import SNAIL
 from npmeta.algorithms.snail import drawn
 from npmeta.network.sequences import attention, dilated_convolution, earlier, linear, through_earlier
+from npmeta.verification import check_gradient
 from tests.algorithms import TIGHT, by_complex_step, one_by_one, with_noise
 from tests.helpers import H, assert_close, central_difference
 
@@ -135,6 +136,18 @@ def test_one_support_row():
     n = len(W_bar) // 2
     assert W_bar[:n].any()
     assert not W_bar[n:-1].any()  # nothing stands two rows before the query
+
+
+def test_its_gradient_passes_the_checks_and_a_wrong_one_does_not():
+    learner = SNAILS["values"]
+    params, tasks = params_for(learner), tasks_for(learner)
+
+    def of_keys(W, factor=1.0):
+        out = learner.meta_gradient({**params, "attention_1": W}, tasks)
+        return out.loss, factor * out.grads["attention_1"]
+
+    assert check_gradient(of_keys, params["attention_1"]).passed
+    assert not check_gradient(lambda W: of_keys(W, 1.0001), params["attention_1"]).passed
 
 
 # --- layers -----------------------------------------------------------------------------------------

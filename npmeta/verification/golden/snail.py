@@ -153,16 +153,16 @@ class SNAILCase(ScoredCase):
         return {**super().quantities(), "shares": (words, p[0, ..., -1, :])}
 
     def definition(self) -> list[str]:
-        sizes = self.constants()
-        last = 2 ** (sizes["convolutions"] - 1)
+        convolutions = ", ".join(
+            f"convolution_b_{2**j}" for j in range(self.constants()["convolutions"])
+        )
         return [
             EMBEDDING,
             "every query row has a sequence of K + 1 rows of its own: a[t] = [e(support.x[t]), y[t]], "
             "t = 1..K, with the support rows in the order in which they come, and a[K + 1] = "
             "[e(query.x), 0]; y[t] = the target of the row; of a label the row of the identity",
             "layers make every row longer, all rows of a sequence at once. First attention_0; then in "
-            f"every block b = 1..blocks convolution_b_1, convolution_b_2, .., convolution_b_{last}, "
-            "and attention_b",
+            f"every block b = 1..blocks {convolutions} and attention_b",
             "convolution_b_D, with n the length of rows: z[t] = a[t] @ W[:n] + a[t - D] @ W[n:2n] + "
             "W[2n], where a[t - D] = 0 if t - D < 1; z = [f, g] in two parts of filters numbers; "
             "a[t] = [a[t], tanh(f) * sigmoid(g)]; sigmoid(z) = 1 / (1 + exp(-z))",
