@@ -235,11 +235,12 @@ _VARIED = {"align": True, "distort": 0.15}
 #: The meta-learner LSTM moves every weight of every task by itself: seconds for an iteration of MAML's
 #: network, so it has a small one.
 _SMALL = {"hidden": [64], "meta_batch": 8, "iterations": 1_000}
-_CONVOLUTIONS = "theirs has a convolutional embedding, and other test characters"
+_CONVOLUTIONS = "quoted from memory; theirs has a convolutional embedding, and other test characters"
 
 
 def _omniglot(shots: int, maml: Published, mann: Published, snail: Published) -> Table:
-    """MAML without convolutions as published; the others with its network and npmeta's defaults."""
+    """MAML without convolutions as published; the others with npmeta's defaults, and most with its
+    network."""
     paper = {**PRESETS["paper"]["omniglot"], "shots": shots, "queries": shots, "split_by": "alphabet"}
 
     def stepped(algorithm: str, **values: Any) -> dict[str, Any]:
@@ -258,7 +259,7 @@ def _omniglot(shots: int, maml: Published, mann: Published, snail: Published) ->
     wide = {"hidden": [512, 512], "embedding": 128}
     return Table(
         f"Omniglot, 5-way {shots}-shot, without convolutions: accuracy %",
-        "Finn et al. 2017, Table 1",
+        "Finn et al. 2017, Table 1; MANN: Santoro et al. 2016; SNAIL: Mishra et al. 2018, Table 1",
         "omniglot",
         {
             "maml": Row(
@@ -318,9 +319,10 @@ def _omniglot(shots: int, maml: Published, mann: Published, snail: Published) ->
             ),
         },
         (1, 3),
-        f"{_HELD_OUT} Below MAML: npmeta's defaults, not tuned. What takes inner steps has MAML's "
-        "network and 20,000 iterations; from matching on to the ridge head 10,000 iterations with a "
-        "cosine schedule and no normalisation; aligned MAML has that schedule too. iMAML is left out: "
+        f"{_HELD_OUT} Below MAML: npmeta's defaults, not tuned but for SNAIL's sizes. What "
+        "takes inner steps has MAML's network and 20,000 iterations, but the LSTM what its label says; "
+        "from matching on to SNAIL 10,000 iterations with a cosine schedule and no normalisation; "
+        "aligned MAML has that schedule too. iMAML is left out: "
         "an iteration takes seconds. Aligned: each drawing brought to one size and place; distorted: "
         "and in training each under a random linear map.",
         test={"ways": 5, "shots": shots},

@@ -323,7 +323,8 @@ def test_it_learns_what_only_the_support_rows_tell():
         (lambda: SNAIL(network(), ways=None), "the number of its outputs"),
         (lambda: SNAIL(network(), "mean"), "unknown loss 'mean'"),
         (lambda: SNAIL(network(), blocks=-1), "blocks must be a whole number of at least 0, got -1"),
-        (lambda: SNAIL(network(), convolutions=0), "convolutions must be a whole number of at least 1"),
+        (lambda: SNAIL(network(), convolutions=0), "convolutions must be a whole number"),
+        (lambda: SNAIL(network(), convolutions=33), "convolutions must be a whole number"),
         (lambda: SNAIL(network(), key_width=1.5), "key_width must be a whole number"),
         (lambda: SNAIL(network(), shuffle="no"), "shuffle must be"),
     ],
@@ -336,5 +337,11 @@ def test_what_cannot_be_is_refused(make, message):
 def test_meta_parameters_that_do_not_fit_are_refused():
     learner = SNAILS["values"]
     params, tasks = params_for(learner), tasks_for(learner)
+    with pytest.raises(ValueError, match=r"SNAIL must have 'attention_0', .*'output' too"):
+        learner.meta_gradient(params["theta"], tasks)
+    del params["output"]
+    with pytest.raises(ValueError, match=r"SNAIL must have 'output' too"):
+        learner.evaluate(params, tasks)
+    params = params_for(learner)
     with pytest.raises(ValueError, match=r"attention_1 must have shape \(14, 8\), got \(3,\)"):
         learner.meta_gradient({**params, "attention_1": np.zeros(3)}, tasks)

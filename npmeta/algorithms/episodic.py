@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -103,9 +103,6 @@ class Episodic(ABC):
     model: MLP | None
     ways: int | None
 
-    #: Meta-parameters that have to be passed.
-    required: ClassVar[tuple[str, ...]] = ()
-
     @abstractmethod
     def compare(self, params: MetaParameters, support: Array, y: Array, query: Array) -> Compared:
         """Outputs for ``query (T, Q, d)``, given ``support (T, K, d)`` with targets ``y (T, K, N)``."""
@@ -113,6 +110,11 @@ class Episodic(ABC):
     def extra(self) -> dict[str, Array]:
         """Initial meta-parameters beside theta. What is not passed has these values."""
         return {}
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Those that have no initial value that would do, being random, and have to be passed."""
+        return ()
 
     def ordered(self, x: ArrayLike, y: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
         """Support rows, before they are checked, in the order in which they are read."""
@@ -329,7 +331,7 @@ def in_order(x: ArrayLike, y: ArrayLike, key: Callable[[Array], Array]) -> tuple
     """The rows of every task, the one with the smallest key first: for what reads them one by one.
 
     Keys are of inputs alone, so that the order knows nothing of labels, and is the same in whatever
-    order rows come.
+    order rows come. Rows of one key stay as they come.
 
     Parameters
     ----------

@@ -132,6 +132,10 @@ class MANN(ByLoss):
         for name in ("units", "slots", "width"):
             as_whole(getattr(self, name), name, 1)
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        return "controller", "key", "output"
+
     def extra(self) -> dict[str, Array]:
         d, H, m = self.model.widths[-1], self.units, self.width
         shapes = {

@@ -60,6 +60,7 @@ from npmeta.algorithms.options import (
 )
 from npmeta.algorithms.relation import HIDDEN
 from npmeta.algorithms.siamese import PAIR_LOSSES
+from npmeta.algorithms.snail import MOST_CONVOLUTIONS
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.tasks.registry import KINDS
 
@@ -370,10 +371,17 @@ _ENTRIES: tuple[Entry, ...] = (
         (
             EMBEDDING,
             _model("blocks", int, "of convolutions and an attention, after a first attention", low=0),
-            _model("convolutions", int, "in a block, with dilations 1, 2, 4, ...", low=1),
+            _model(
+                "convolutions",
+                int,
+                "in a block, with dilations 1, 2, 4, ...",
+                low=1,
+                high=MOST_CONVOLUTIONS,
+            ),
             _model("filters", int, "numbers that a convolution adds to a row", low=1),
             _model("key_width", int, "numbers in a key and in a query", low=1),
             _model("value_width", int, "numbers that an attention adds to a row", low=1),
+            _model("shuffle", bool, "read support rows in an order drawn from them, not as they come"),
         ),
         {
             "clip": 10.0,

@@ -67,7 +67,9 @@ class RelationNetwork(Episodic):
     ways: int | None = None
     module: MLP = field(init=False, repr=False)
 
-    required = ("relation",)
+    @property
+    def required(self) -> tuple[str, ...]:
+        return ("relation",)
 
     def __post_init__(self) -> None:
         if self.model is None:

@@ -18,6 +18,9 @@ from npmeta.network.losses import Loss
 from npmeta.network.mlp import MLP
 from npmeta.network.sequences import Layered, attention, dilated_convolution, linear
 
+#: In a block: the last dilation is then 2**31 rows.
+MOST_CONVOLUTIONS = 32
+
 
 @dataclass(frozen=True, eq=False)
 class SNAIL(ByLoss):
@@ -41,7 +44,8 @@ class SNAIL(ByLoss):
     Parameters
     ----------
     model : MLP
-        The embedding e, with d outputs; two widths make it linear.
+        The embedding e; two widths make it linear. With batch normalisation embeddings, and by them
+        predictions, depend on all rows of a task.
     loss : str or Loss
         Of the outputs on the query rows.
     ways : int
@@ -49,8 +53,8 @@ class SNAIL(ByLoss):
     blocks : int
         Of convolutions and an attention, behind the first attention; 0 or more.
     convolutions : int
-        In a block. With n of them a row is reached by the 2**n − 1 rows before it; attention reaches
-        further.
+        In a block, 1 to 32. With J of them a row is reached by the 2**J − 1 rows before it; attention
+        reaches further.
     filters : int
         Numbers that a convolution adds to a row.
     key_width, value_width : int
@@ -58,7 +62,7 @@ class SNAIL(ByLoss):
     shuffle : bool
         Whether the support rows of every task are read in an order that is drawn from their inputs
         (:func:`drawn`), so that it does not matter in which they come, and no place stands for a
-        class. If not, they are read as they come: for series.
+        class; rows of equal inputs stay as they come. If not, all are read as they come: for series.
 
     Raises
     ------
@@ -71,7 +75,12 @@ class SNAIL(ByLoss):
     last row: "attention_0", ..., "attention_B" ``(n + 1, 2 key_width + value_width)``, for queries,
     keys and values; "convolution_1_1", "convolution_1_2", "convolution_1_4", ... by block and
     dilation, ``(2 n + 1, 2 filters)``, W_0 over W_1 over b; and "output" ``(n + 1, N)``. n is how many
-    numbers a row has there: d + N to begin with.
+    numbers a row has there: the embedding's and N to begin with.
+
+    Dilations beyond the support rows of training meet zeros only, and their W_1 stays as it was drawn.
+    In a task with more rows it would take part, untrained: where tasks may become larger, train with as
+    many rows, or have fewer convolutions. The paper has as many as a sequence has use for, here
+    ⌈log2(K + 1)⌉.
 
     The paper's networks are wider, and for drawings have a convolutional embedding; where it learns to
     act, two blocks of convolutions come first. The loss is that of the query rows, as in the paper's
@@ -103,7 +112,8 @@ class SNAIL(ByLoss):
         check_model(self.model, self.ways)
         losses.get(self.loss)
         as_whole(self.blocks, "blocks")
-        for name in ("convolutions", "filters", "key_width", "value_width"):
+        as_whole(self.convolutions, "convolutions", 1, MOST_CONVOLUTIONS)
+        for name in ("filters", "key_width", "value_width"):
             as_whole(getattr(self, name), name, 1)
         check_flag(self.shuffle, "shuffle")
 
@@ -114,6 +124,10 @@ class SNAIL(ByLoss):
             for j in range(self.convolutions):
                 yield f"convolution_{block}_{2**j}", 2**j
             yield f"attention_{block}", 0
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return tuple(self.extra())
 
     def extra(self) -> dict[str, Array]:
         shapes, n = {}, self.model.widths[-1] + self.ways
@@ -169,10 +183,10 @@ class SNAIL(ByLoss):
 
 
 def drawn(x: Array) -> Array:
-    """A number for every row ``(T, rows)`` that is as good as random and a function of all inputs.
+    """A number for every row ``(T, rows)`` that looks random and is a function of all inputs.
 
-    The CRC-32 of a row's bytes in float32, in which those of all rows of the task are mixed, so that
-    the order of two rows is another one in other company.
+    The CRC-32 of a row's bytes in float32, mixed with those of all rows of the task, so that two rows
+    may change places in other company. The least change of an input may change the whole order.
     """
     rows = (x + 0.0).astype("<f4")  # −0 is 0
     sums = [[zlib.crc32(row.tobytes()) for row in task] for task in rows]

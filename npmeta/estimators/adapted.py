@@ -25,8 +25,8 @@ class AdaptedEstimator(Parameters):
     r"""A task that a meta-learner has adapted to; classifier or regressor as its tasks are.
 
     With θ the meta-parameters and :math:`A(\theta; D)` the algorithm's adaptation to rows D
-    (``eval_steps`` inner steps; for a metric learner or a ridge head, the comparison with D), ``fit``
-    makes :math:`\varphi_1 = A(\theta; D_1)`, and the n-th call makes
+    (``eval_steps`` inner steps; for what takes no steps, the comparison with D), ``fit`` makes
+    :math:`\varphi_1 = A(\theta; D_1)`, and the n-th call makes
 
     .. math:: \varphi_n = A(\theta; D_1 \cup \dots \cup D_n) \quad\text{("replay")}, \qquad
               \varphi_n = A(\varphi_{n-1}; D_n) \quad\text{("descend")}.

@@ -18,7 +18,7 @@ from npmeta.verification.golden.settings import Setting
 
 #: To be raised with every change of a setting or its numbers. Another case, or another mistake among
 #: the wrong answers, changes nothing that is there.
-SUITE_VERSION = 2
+SUITE_VERSION = 1
 
 
 def _family(family: str, **shared: object) -> Callable[..., Setting]:
