@@ -1,9 +1,10 @@
 """What the tests of algorithms share: meta-gradients by complex step of an algorithm's evaluation."""
 
 import numpy as np
+import pytest
 
 import npmeta as nm
-from tests.helpers import H
+from tests.helpers import H, central_difference
 
 # Measured, the worst of hundreds of cases is 2e-15, some roundings of 1e-16; a wrong formula is wrong
 # in the first digits.
@@ -43,3 +44,18 @@ def one_by_one(algorithm, params, tasks) -> nm.MetaGradient:
     return nm.MetaGradient.join(
         [algorithm.meta_gradient(params, tasks[t : t + 1]) for t in range(len(tasks))]
     )
+
+
+def assert_loss_changes_as_gradient_says(algorithm, params, tasks) -> None:
+    """Along a random direction, in real arithmetic: nothing is right for complex numbers alone."""
+    rng = np.random.default_rng(1)
+    v = {key: 0.1 * rng.normal(size=array.shape) for key, array in params.items()}
+
+    def loss(t):
+        moved = {key: array + t * v[key] for key, array in params.items()}
+        return algorithm.evaluate(moved, tasks).loss[:, -1].mean()
+
+    grads = algorithm.meta_gradient(params, tasks).grads
+    slope = sum((grads[key] * v[key]).sum() for key in params)
+    # Truncation of h² and rounding of 1e-16 / h: both near 1e-10, with some margin.
+    assert central_difference(loss, 0.0, 1.0, 1e-5) == pytest.approx(slope, rel=1e-7, abs=1e-8)

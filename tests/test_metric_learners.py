@@ -18,7 +18,8 @@ from npmeta.algorithms import (
 from npmeta.network.activations import ACTIVATIONS
 from npmeta.network.losses import LOSSES
 from npmeta.training.parallel import Sharded
-from tests.helpers import H, assert_close, central_difference
+from tests.algorithms import assert_loss_changes_as_gradient_says
+from tests.helpers import H, assert_close
 
 # Some dozens of roundings of 1e-16, amplified by solves and by sums that cancel.
 TIGHT = 1e-12
@@ -141,19 +142,8 @@ def test_any_network_and_any_episode(kind, hidden, activation, sizes, seed):
 
 @every_learner
 def test_the_loss_changes_as_the_gradient_says(name):
-    """In real arithmetic: nothing is right for complex numbers alone."""
     learner, tasks = LEARNERS[name], tasks_for(name)
-    params = params_for(name)
-    out = learner.meta_gradient(params, tasks)
-    rng = np.random.default_rng(2)
-    v = {key: 0.1 * rng.normal(size=a.shape) for key, a in params.items()}
-
-    def loss(t):
-        return learner.evaluate({key: a + t * v[key] for key, a in params.items()}, tasks).mean()[0]
-
-    slope = sum((out.grads[key] * v[key]).sum() for key in params)
-    # Truncation of h² and rounding of 1e-16 / h: both near 1e-10, with some margin.
-    assert central_difference(loss, 0.0, 1.0, 1e-5) == pytest.approx(slope, rel=1e-7, abs=1e-8)
+    assert_loss_changes_as_gradient_says(learner, params_for(name), tasks)
 
 
 @every_learner

@@ -8,8 +8,14 @@ import pytest
 import npmeta as nm
 from npmeta.algorithms import MANN, MetaLSTM
 from npmeta.algorithms.meta_lstm import preprocess
-from tests.algorithms import TIGHT, by_complex_step, one_by_one, with_noise
-from tests.helpers import H, assert_close, central_difference
+from tests.algorithms import (
+    TIGHT,
+    assert_loss_changes_as_gradient_says,
+    by_complex_step,
+    one_by_one,
+    with_noise,
+)
+from tests.helpers import H, assert_close
 
 n_in, N, K, Q, T = 2, 3, 5, 4, 3
 
@@ -266,17 +272,7 @@ def test_batches_and_differences(learner):
     np.testing.assert_allclose(out.task_loss, learner.evaluate(params, tasks).loss[:, -1], rtol=TIGHT)
     if out.hessian == "none":
         return
-    # In real arithmetic: nothing is right for complex numbers alone.
-    rng = np.random.default_rng(1)
-    v = {key: 0.1 * rng.normal(size=a.shape) for key, a in params.items()}
-
-    def loss(t):
-        moved = {key: a + t * v[key] for key, a in params.items()}
-        return learner.evaluate(moved, tasks).loss[:, -1].mean()
-
-    slope = sum((out.grads[key] * v[key]).sum() for key in params)
-    # Truncation of h² and rounding of 1e-16 / h: both near 1e-10, with some margin.
-    assert central_difference(loss, 0.0, 1.0, 1e-5) == pytest.approx(slope, rel=1e-6, abs=1e-8)
+    assert_loss_changes_as_gradient_says(learner, params, tasks)
 
 
 @pytest.mark.parametrize(
@@ -305,5 +301,7 @@ def test_meta_parameters_that_do_not_fit_are_refused():
         learner.meta_gradient({"theta": params["theta"]}, tasks)
     learner = MANNS["values"]
     params = params_for(learner)
+    with pytest.raises(ValueError, match=r"MANN must have 'controller', 'key', 'output' too"):
+        learner.meta_gradient(params["theta"], tasks)
     with pytest.raises(ValueError, match="controller must have shape"):
         learner.meta_gradient({**params, "controller": np.zeros(3)}, tasks)

@@ -8,8 +8,14 @@ from npmeta.algorithms import SNAIL
 from npmeta.algorithms.snail import drawn
 from npmeta.network.sequences import attention, dilated_convolution, earlier, linear, through_earlier
 from npmeta.verification import check_gradient
-from tests.algorithms import TIGHT, by_complex_step, one_by_one, with_noise
-from tests.helpers import H, assert_close, central_difference
+from tests.algorithms import (
+    TIGHT,
+    assert_loss_changes_as_gradient_says,
+    by_complex_step,
+    one_by_one,
+    with_noise,
+)
+from tests.helpers import H, assert_close
 
 n_in, N, K, Q, T = 2, 3, 5, 4, 3
 
@@ -113,17 +119,7 @@ def test_batches_and_differences(name):
     for key, grad in out.grads.items():
         assert_close(grad, alone.grads[key], TIGHT, key)
     np.testing.assert_allclose(out.task_loss, learner.evaluate(params, tasks).loss[:, 0], rtol=TIGHT)
-    # In real arithmetic: nothing is right for complex numbers alone.
-    rng = np.random.default_rng(1)
-    v = {key: 0.1 * rng.normal(size=a.shape) for key, a in params.items()}
-
-    def loss(t):
-        moved = {key: a + t * v[key] for key, a in params.items()}
-        return learner.evaluate(moved, tasks).loss[:, -1].mean()
-
-    slope = sum((out.grads[key] * v[key]).sum() for key in params)
-    # Truncation of h² and rounding of 1e-16 / h: both near 1e-10, with some margin.
-    assert central_difference(loss, 0.0, 1.0, 1e-5) == pytest.approx(slope, rel=1e-6, abs=1e-8)
+    assert_loss_changes_as_gradient_says(learner, params, tasks)
 
 
 def test_one_support_row():
@@ -136,6 +132,15 @@ def test_one_support_row():
     n = len(W_bar) // 2
     assert W_bar[:n].any()
     assert not W_bar[n:-1].any()  # nothing stands two rows before the query
+
+
+def test_rows_begin_by_looking_for_their_like():
+    learner = SNAILS["values"]
+    params, d = learner.init(np.random.default_rng(0)), learner.key_width
+    for name, W in params.items():
+        if name.startswith("attention"):
+            np.testing.assert_array_equal(W[:, :d], W[:, d : 2 * d])  # queries and keys
+            assert W[:-1].std() == pytest.approx(1 / np.sqrt(len(W) - 1), rel=0.5)
 
 
 def test_its_gradient_passes_the_checks_and_a_wrong_one_does_not():
@@ -221,7 +226,8 @@ def test_attention_keeps_the_tails_of_its_softmax():
     # r = v (1 − p) + 1/2, and dp/d(qk) = −p (1 − p).
     p = np.exp(-q * k) / (2 + np.exp(-q * k))
     W_bar = pull_back(bar)[1]
-    assert W_bar[0] == pytest.approx([v * p * (1 - p) * k, v * p * (1 - p) * q, 1 - p], rel=1e-13)
+    expected = np.array([v * p * (1 - p) * k, v * p * (1 - p) * q, 1 - p])
+    np.testing.assert_allclose(W_bar[0], expected, rtol=1e-13, atol=0)
 
 
 # --- what it reads, and in which order ---------------------------------------------------------------
@@ -332,6 +338,17 @@ def test_it_learns_what_only_the_support_rows_tell():
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@every_snail
+def test_rows_that_do_not_fit_are_refused(name):
+    learner = SNAILS[name]
+    params, tasks = params_for(learner), tasks_for(learner)
+    x, y, query = tasks.support_x, tasks.support_y, tasks.query_x
+    with pytest.raises(ValueError, match=r"support_x must have shape \(T, rows, n_in\), got \(5, 2\)"):
+        learner.predict(params, x[0], y, query)
+    with pytest.raises(ValueError, match=r"must agree in T, K and n_in"):
+        learner.predict(params, x, y[:, :-1], query)
 
 
 def test_meta_parameters_that_do_not_fit_are_refused():

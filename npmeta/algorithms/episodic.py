@@ -348,8 +348,10 @@ def in_order(x: ArrayLike, y: ArrayLike, key: Callable[[Array], Array]) -> tuple
     return x[tasks, rows], y[tasks, rows]
 
 
-def check_model(model: object, ways: int | None) -> None:
-    """Raise ValueError unless these can be fields of a learner."""
+def check_model(model: object, ways: int | None, needed_by: str = "") -> None:
+    """Raise ValueError unless these can be fields of a learner, which may need both."""
+    if needed_by and (model is None or ways is None):
+        raise ValueError(f"{needed_by} needs a model and the number of its outputs")
     if model is not None and not isinstance(model, MLP):
         raise ValueError(f"model must be an MLP (or None: no embedding), got {type(model).__name__}")
     if ways is not None:

@@ -124,9 +124,7 @@ class MANN(ByLoss):
     scale: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.model is None or self.ways is None:
-            raise ValueError("a memory-augmented network needs a model and the number of its outputs")
-        check_model(self.model, self.ways)
+        check_model(self.model, self.ways, "a memory-augmented network")
         losses.get(self.loss)
         check_scale(self.scale)
         for name in ("units", "slots", "width"):

@@ -107,9 +107,7 @@ class SNAIL(ByLoss):
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        if self.model is None or self.ways is None:
-            raise ValueError("SNAIL needs a model and the number of its outputs")
-        check_model(self.model, self.ways)
+        check_model(self.model, self.ways, "SNAIL")
         losses.get(self.loss)
         as_whole(self.blocks, "blocks")
         as_whole(self.convolutions, "convolutions", 1, MOST_CONVOLUTIONS)

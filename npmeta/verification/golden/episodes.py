@@ -17,6 +17,7 @@ from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.algorithms.matching import MatchingNetwork
 from npmeta.algorithms.prototypical import PrototypicalNetwork
+from npmeta.network.mlp import MLP
 from npmeta.verification.golden.maml import loss_words
 from npmeta.verification.golden.others import OtherCase, Parameters, network
 
@@ -87,6 +88,15 @@ class ScoredCase(EpisodicCase):
     """One whose outputs have the setting's loss."""
 
     OUTPUTS = "o of every query row, (T, Q, n_out)"
+
+    def matrices(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
+        """Drawn numbers, behind theta's, as matrices of so many rows and a last one for biases."""
+        found, start = {}, self.setting.model.n_params
+        for name, widths in shapes.items():
+            layer = MLP(widths)  # whose bias comes behind its weights
+            found[name] = self.setting.parameters(layer, start).reshape(-1, widths[1])
+            start += layer.n_params
+        return found
 
     def targets(self, y: Array) -> Array:
         return self.one_hot(y) if y.dtype.kind == "i" else y

@@ -11,7 +11,6 @@ import numpy as np
 from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.algorithms.mann import MANN
-from npmeta.network.mlp import MLP
 from npmeta.verification.golden.episodes import EMBEDDING, SETS_SWAPPED, ScoredCase, distances
 from npmeta.verification.golden.others import Parameters, sigmoid
 
@@ -58,16 +57,11 @@ class MANNCase(ScoredCase):
         sizes, d, N = self.constants(), self.setting.widths[-1], self.setting.n_targets
         units, m = sizes["units"], sizes["width"]
         shapes = {
-            "controller": (d + N + m + units + 1, 4 * units),
-            "key": (units + 1, m),
-            "output": (units + m + 1, N),
+            "controller": (d + N + m + units, 4 * units),
+            "key": (units, m),
+            "output": (units + m, N),
         }
-        found, start = {}, self.setting.model.n_params
-        for name, (rows, columns) in shapes.items():
-            layer = MLP([rows - 1, columns])  # whose bias is the last row
-            found[name] = self.setting.parameters(layer, start).reshape(rows, columns)
-            start += layer.n_params
-        return {**found, "write_gate": np.array(-0.25), "scale": np.array(2.5)}
+        return {**self.matrices(shapes), "write_gate": np.array(-0.25), "scale": np.array(2.5)}
 
     def row(
         self, params: Parameters, before: _Memory, e: Array, y: Array, mistake: str, query: bool = False

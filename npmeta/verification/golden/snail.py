@@ -11,7 +11,6 @@ import numpy as np
 from npmeta._support.validation import Array
 from npmeta.algorithms.base import MetaLearner
 from npmeta.algorithms.snail import SNAIL
-from npmeta.network.mlp import MLP
 from npmeta.verification.golden.episodes import EMBEDDING, SETS_SWAPPED, ScoredCase
 from npmeta.verification.golden.others import Parameters, sigmoid
 
@@ -67,12 +66,7 @@ class SNAILCase(ScoredCase):
             shapes[name] = (2 * n, 2 * sizes["filters"]) if dilation else (n, own)
             n += sizes["filters"] if dilation else sizes["value_width"]
         shapes["output"] = n, self.setting.n_targets
-        found, start = {}, self.setting.model.n_params
-        for name, widths in shapes.items():
-            layer = MLP(widths)  # whose bias is the last row
-            found[name] = self.setting.parameters(layer, start).reshape(-1, widths[1])
-            start += layer.n_params
-        return found
+        return self.matrices(shapes)
 
     def sequences(self, params: Parameters, mistake: str) -> Array:
         """Support rows with their targets, and one query row: ``(D, T, Q, K + 1, d + N)``."""
